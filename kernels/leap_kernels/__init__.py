@@ -1,0 +1,1 @@
+"""Kernels and formats for masked and sparse linear layers."""
