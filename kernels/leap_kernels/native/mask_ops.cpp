@@ -1,0 +1,296 @@
+// Relaxed-mask forward and backward for CPUs: W * sigmoid((scale * P + g) / temperature) and its gradient with respect
+// to P, with the logistic noise g regenerated from a counter so that nothing has to be stored between the two.
+//
+// Work is cut into chunks of fixed size with one partial sum each, added in order at the end, so neither the elements
+// nor the sums depend on the number of threads. Every element goes through the same vector code (tails are padded into
+// a scratch tile), so a shard computes bit for bit what the whole matrix does.
+
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+
+namespace leap {
+namespace {
+
+constexpr int kTile = 1024;        // elements whose inputs, words and outputs stay in the first-level cache
+constexpr int64_t kChunk = 16384;  // elements per partial sum
+
+struct Noise {
+  uint64_t seed;
+  uint32_t layer, step;
+};
+
+// Low half of each 64-bit lane times a 32-bit constant, as 64 bits. The upper half of `a` may hold anything.
+inline U64 multiply_low(U64 a, uint32_t m) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+#else
+  return (a & 0xffffffffull) * uint64_t(m);
+#endif
+}
+
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) for the weights
+// first .. first + kTile, rounded outwards to whole blocks of four; returns where word `first` landed in `buffer`.
+//
+// One block per 64-bit lane: the widening products are then single instructions, and what they leave in the upper
+// halves is never read.
+const uint32_t* tile_words(const Noise& noise, uint64_t first, uint32_t* buffer) {
+  constexpr int kBlockLanes = kVectorBytes / 8;
+  constexpr int kBlocks = kTile / 4 + kBlockLanes;  // one more vector, for tiles that start inside a block
+  uint64_t low_words[kBlocks], high_words[kBlocks];
+  uint64_t key0[10], key1[10];
+  for (uint32_t r = 0; r < 10; ++r) {
+    key0[r] = uint32_t(noise.seed) + r * 0x9E3779B9u;
+    key1[r] = uint32_t(noise.seed >> 32) + r * 0xBB67AE85u;
+  }
+  uint64_t lane_index[kBlockLanes];
+  for (int i = 0; i < kBlockLanes; ++i) lane_index[i] = uint64_t(i);
+  const U64 lanes = load<U64>(lane_index);
+  const uint64_t first_block = first >> 2;
+  for (int b = 0; b < kBlocks; b += kBlockLanes) {
+    const U64 block = lanes + (first_block + uint64_t(b));
+    U64 c0 = block, c1 = block >> 32, c2 = (block ^ block) + noise.step, c3 = (block ^ block) + noise.layer;
+    for (int r = 0; r < 10; ++r) {
+      const U64 product0 = multiply_low(c0, 0xD2511F53u);
+      const U64 product1 = multiply_low(c2, 0xCD9E8D57u);
+      c0 = (product1 >> 32) ^ c1 ^ key0[r];
+      c1 = product1;
+      c2 = (product0 >> 32) ^ c3 ^ key1[r];
+      c3 = product0;
+    }
+    store(low_words + b, (c0 & 0xffffffffull) | (c1 << 32));
+    store(high_words + b, (c2 & 0xffffffffull) | (c3 << 32));
+  }
+  uint64_t* pairs = reinterpret_cast<uint64_t*>(buffer);
+  for (int b = 0; b < kBlocks; ++b) {
+    pairs[2 * b] = low_words[b];
+    pairs[2 * b + 1] = high_words[b];
+  }
+  return buffer + (first & 3);
+}
+
+constexpr int kWordBuffer = kTile + 4 * (kVectorBytes / 8);
+
+// exp(-x) for x >= 0, 0 beyond x = 87 (below the smallest normal float); NaN stays NaN.
+// exp(r) = 1 + r + r^2 * poly(r) on |r| <= ln(2)/2; coefficients: own weighted least-squares fit, 3e-9 relative.
+inline F32 exp_negative(F32 x) {
+  const F32 shifted = x * -1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const F32 n = shifted - 12582912.0f;
+  F32 r = -x - n * 0.693359375f;  // ln 2 in two parts, the first exact in products
+  r = r + n * 2.12194440e-4f;
+  F32 p = 1.381460577e-3f * r + 8.368710987e-3f;
+  p = p * r + 4.166838899e-2f;
+  p = p * r + 1.666652113e-1f;
+  p = p * r + 4.999999404e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const I32 exponent = ((I32)shifted + 127) << 23;
+  const F32 result = p * (F32)exponent;
+  return x > 87.0f ? F32{} : result;
+}
+
+// log(u / (1 - u)) for u = (k + 0.5) * 2^-23, k = word >> 9.
+//
+// a = k + 0.5 and b = 2^23 - a are exact floats. The reduced argument f = (a - b 2^e) / (b 2^e) is formed from an exact
+// difference, so the result keeps its relative accuracy near u = 1/2, where log(u) - log(1 - u) would cancel.
+// log(1+f) = f - f^2/2 + f^3 * poly(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; own weighted least-squares fit, 6e-9 relative.
+inline F32 logistic(U32 words) {
+  const F32 a = __builtin_convertvector((I32)(words >> 9), F32) + 0.5f;
+  const F32 b = 8388608.0f - a;
+  const F32 inverse = 1.0f / b;
+  const I32 e = ((I32)(a * inverse) - 0x3f3504f3) >> 23;  // so that a / (b 2^e) lies in [sqrt(1/2), sqrt(2))
+  const F32 power = (F32)((e + 127) << 23), inverse_power = (F32)((127 - e) << 23);
+  const F32 f = (a - b * power) * (inverse * inverse_power);
+  const F32 exponent = __builtin_convertvector(e, F32);
+  F32 p = -7.634230703e-2f * f + 1.276146919e-1f;
+  p = p * f + -1.316023320e-1f;
+  p = p * f + 1.420177519e-1f;
+  p = p * f + -1.662335396e-1f;
+  p = p * f + 2.000122666e-1f;
+  p = p * f + -2.500082254e-1f;
+  p = p * f + 3.333333135e-1f;
+  const F32 f2 = f * f;
+  F32 tail = p * (f2 * f) + exponent * -2.12194440e-4f;
+  tail = tail - 0.5f * f2;
+  return (tail + f) + exponent * 0.693359375f;
+}
+
+struct Sigmoid {
+  F32 value, slope;  // s(z) and s(z) (1 - s(z)), the latter without cancellation
+};
+
+inline Sigmoid sigmoid(F32 z) {
+  const F32 e = exp_negative(z < 0.0f ? -z : z);
+  const F32 s = 1.0f / (1.0f + e);
+  const F32 small = e * s;
+  return {z < 0.0f ? small : s, small * s};
+}
+
+struct Sums {
+  double mask = 0, squares = 0, density = 0;
+};
+
+inline double lane_sum(F32 v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += double(v[i]);
+  return sum;
+}
+
+struct Scalars {
+  float scale, inverse_temperature;
+  bool noisy;
+  Noise noise;
+};
+
+template <bool kNoisy>
+void forward_tile(const Scalars& k, const uint32_t* words, const float* w, const float* p, float* out, Sums& sums) {
+  F32 mask_sum{}, square_sum{}, density_sum{};
+  for (int i = 0; i < kTile; i += kLanes) {
+    const F32 scaled = load<F32>(p + i) * k.scale;
+    const F32 z = (kNoisy ? scaled + logistic(load<U32>(words + i)) : scaled) * k.inverse_temperature;
+    const F32 mask = sigmoid(z).value;
+    const F32 masked = mask * load<F32>(w + i);
+    store(out + i, masked);
+    mask_sum += mask;
+    square_sum += masked * masked;
+    const Sigmoid density = sigmoid(scaled);  // named: GCC 12 crashes on `+= sigmoid(...).value`
+    density_sum += density.value;
+  }
+  sums.mask += lane_sum(mask_sum);
+  sums.squares += lane_sum(square_sum);
+  sums.density += lane_sum(density_sum);
+}
+
+struct StatsGrad {
+  float mask, squares, density;
+};
+
+template <bool kNoisy, bool kDensity>
+void backward_tile(const Scalars& k, const StatsGrad& s, const uint32_t* words, const float* grad, const float* w,
+                   const float* p, float* out) {
+  const float slope_factor = k.scale * k.inverse_temperature, density_factor = k.scale * s.density;
+  for (int i = 0; i < kTile; i += kLanes) {
+    const F32 scaled = load<F32>(p + i) * k.scale;
+    const F32 z = (kNoisy ? scaled + logistic(load<U32>(words + i)) : scaled) * k.inverse_temperature;
+    const Sigmoid mask = sigmoid(z);
+    const F32 weight = load<F32>(w + i);
+    const F32 grad_mask = weight * (load<F32>(grad + i) + (2.0f * s.squares) * (mask.value * weight)) + s.mask;
+    F32 result = grad_mask * mask.slope * slope_factor;
+    if (kDensity) {
+      const Sigmoid density = sigmoid(scaled);
+      result += density.slope * density_factor;
+    }
+    store(out + i, result);
+  }
+}
+
+// A tile of a tensor as floats: the tensor itself where it already is that, else a converted (and padded) copy.
+struct TileIn {
+  const void* data;
+  int dtype;
+  float pad;
+  float buffer[kTile];
+  const float* at(int64_t first, int count) {
+    if (dtype == kFloat32 && count == kTile) return static_cast<const float*>(data) + first;
+    load_as_float(data, dtype, first, count, buffer);
+    std::fill(buffer + count, buffer + kTile, pad);
+    return buffer;
+  }
+};
+
+struct TileOut {
+  void* data;
+  int dtype;
+  float buffer[kTile];
+  float* at(int64_t first, int count) {
+    return dtype == kFloat32 && count == kTile ? static_cast<float*>(data) + first : buffer;
+  }
+  void flush(const float* written, int64_t first, int count) {
+    if (written == buffer) store_from_float(buffer, dtype, first, count, data);
+  }
+};
+
+// Padding logits are -infinity: mask and density are then exactly 0 and add nothing to the sums.
+constexpr float kPadLogit = -__builtin_inff();
+
+template <typename Body>
+void for_each_tile(int64_t first, int64_t last, Body body) {
+  for (int64_t i = first; i < last; i += kTile) body(i, int(std::min<int64_t>(kTile, last - i)));
+}
+
+}  // namespace
+}  // namespace leap
+
+using namespace leap;
+
+// masked = mask * weight (dtype of weight); stats[3] = sum mask, sum masked^2, sum sigmoid(scale * logits).
+extern "C" void leap_mask_forward(const void* weight, int weight_dtype, const void* logits, int logits_dtype,
+                                  void* masked, double* stats, int64_t count, int64_t offset, float scale,
+                                  float temperature, int noisy, uint64_t seed, uint32_t layer, uint32_t step,
+                                  int threads) {
+  const Scalars scalars{scale, 1.0f / temperature, noisy != 0, {seed, layer, step}};
+  const int64_t chunks = (count + kChunk - 1) / kChunk;
+  std::vector<Sums> partial(static_cast<size_t>(chunks));
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t c = 0; c < chunks; ++c) {
+    TileIn w{weight, weight_dtype, 0.0f, {}}, p{logits, logits_dtype, kPadLogit, {}};
+    TileOut out{masked, weight_dtype, {}};
+    uint32_t buffer[kWordBuffer];
+    Sums& sums = partial[size_t(c)];
+    for_each_tile(c * kChunk, std::min(count, (c + 1) * kChunk), [&](int64_t i, int n) {
+      const float* w_tile = w.at(i, n);
+      const float* p_tile = p.at(i, n);
+      float* out_tile = out.at(i, n);
+      if (scalars.noisy) {
+        const uint32_t* words = tile_words(scalars.noise, uint64_t(offset + i), buffer);
+        forward_tile<true>(scalars, words, w_tile, p_tile, out_tile, sums);
+      } else {
+        forward_tile<false>(scalars, nullptr, w_tile, p_tile, out_tile, sums);
+      }
+      out.flush(out_tile, i, n);
+    });
+  }
+  stats[0] = stats[1] = stats[2] = 0;
+  for (const Sums& sums : partial) {
+    stats[0] += sums.mask;
+    stats[1] += sums.squares;
+    stats[2] += sums.density;
+  }
+}
+
+// grad_logits (dtype of logits) from the gradients of masked and of stats; it may be the same memory as grad_masked
+// when the dtypes agree, because a tile is read before it is written.
+extern "C" void leap_mask_backward(const void* grad_masked, int grad_dtype, const void* weight, int weight_dtype,
+                                   const void* logits, int logits_dtype, const double* stats_grad, void* grad_logits,
+                                   int64_t count, int64_t offset, float scale, float temperature, int noisy,
+                                   uint64_t seed, uint32_t layer, uint32_t step, int threads) {
+  const Scalars scalars{scale, 1.0f / temperature, noisy != 0, {seed, layer, step}};
+  const StatsGrad s{float(stats_grad[0]), float(stats_grad[1]), float(stats_grad[2])};
+  const auto tile = scalars.noisy ? (s.density != 0 ? backward_tile<true, true> : backward_tile<true, false>)
+                                  : (s.density != 0 ? backward_tile<false, true> : backward_tile<false, false>);
+  const int64_t chunks = (count + kChunk - 1) / kChunk;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t c = 0; c < chunks; ++c) {
+    TileIn grad{grad_masked, grad_dtype, 0.0f, {}}, w{weight, weight_dtype, 0.0f, {}};
+    TileIn p{logits, logits_dtype, kPadLogit, {}};
+    TileOut out{grad_logits, logits_dtype, {}};
+    uint32_t buffer[kWordBuffer];
+    for_each_tile(c * kChunk, std::min(count, (c + 1) * kChunk), [&](int64_t i, int n) {
+      const uint32_t* words = scalars.noisy ? tile_words(scalars.noise, uint64_t(offset + i), buffer) : nullptr;
+      float* out_tile = out.at(i, n);
+      tile(scalars, s, words, grad.at(i, n), w.at(i, n), p.at(i, n), out_tile);
+      out.flush(out_tile, i, n);
+    });
+  }
+}
+
+// The raw Philox words of weights offset .. offset + count, for checking against other implementations.
+extern "C" void leap_philox_words(uint32_t* words, int64_t count, int64_t offset, uint64_t seed, uint32_t layer,
+                                  uint32_t step) {
+  uint32_t buffer[kWordBuffer];
+  for_each_tile(0, count, [&](int64_t i, int n) {
+    std::copy_n(tile_words({seed, layer, step}, uint64_t(offset + i), buffer), n, words + i);
+  });
+}

@@ -1,0 +1,60 @@
+"""Pruned models as plain Hugging Face directories, dense with zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from leap.packed import save_masks
+from leap.surgery import prunable_linears
+
+#: Gives a layer's mask [out, in] and, where weights were changed, its new weight, by number and name.
+Pruned = Callable[[int, str], tuple[Tensor, Tensor | None]]
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, pruned: Pruned) -> dict[str, float]:
+    """Set pruned weights of ``model`` to zero, in place. Returns the sparsity of each layer by name.
+
+    Raises:
+        ValueError: a mask does not have its weight's shape, or a new weight is not finite.
+    """
+    sparsity = {}
+    for number, (name, linear) in enumerate(prunable_linears(model).items()):
+        mask, weight = pruned(number, name)
+        if mask.shape != linear.weight.shape:
+            raise ValueError(f"{name}: mask {list(mask.shape)} for a weight {list(linear.weight.shape)}")
+        if weight is not None:
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{name}: the new weight holds NaN or Inf")
+            linear.weight.copy_(weight)
+        linear.weight.masked_fill_(~mask.to(linear.weight.device), 0)
+        sparsity[name] = 1 - float(mask.float().mean())
+    return sparsity
+
+
+def export(model: PreTrainedModel, tokenizer: Any, pruned: Pruned, directory: Path, about: dict[str, Any]) -> dict[str, float]:
+    """Write the pruned model, its tokenizer and ``masks.safetensors``; ``model`` is pruned in place.
+
+    Returns:
+        The sparsity of each layer by name.
+    """
+    sparsity = apply_masks(model, pruned)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    masks = ((name, pruned(number, name)[0]) for number, name in enumerate(sparsity))
+    save_masks(directory / "masks.safetensors", masks, about)
+    return sparsity
+
+
+@torch.no_grad()
+def zeros(model: nn.Module) -> tuple[int, int]:
+    """Zeros among the prunable weights of a model, and how many weights those are."""
+    weights = [linear.weight for linear in prunable_linears(model).values()]
+    return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)

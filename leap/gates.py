@@ -1,0 +1,58 @@
+"""The state that all masked layers of a model share, and the interface of a mask parameterisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Mode = Literal["dense", "sampled", "mean", "hard"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sampled forward pass and its backward pass have to agree on."""
+
+    scale: float
+    temperature: float
+    noise: bool
+    seed: int
+    index: int
+    """Number of the micro-batch over the whole run and all workers; the step in the counter of the noise."""
+
+
+@dataclass
+class GateState:
+    """Mode of the masked layers of one model, and what they leave behind in a sampled forward pass.
+
+    ``dense`` ignores the masks, ``sampled`` draws soft masks and can be differentiated, ``mean`` takes the probability
+    that a gate is open, ``hard`` keeps what hardening at ``target`` would keep.
+    """
+
+    mode: Mode = "dense"
+    draw: Draw | None = None
+    harden: object | None = None
+    """:class:`leap.harden.Hardener` for the mode ``hard``."""
+    stats: list[Tensor] = field(default_factory=list)
+    """Per layer [Σ M, Σ (M·W)², Σ P(open)] of the last sampled forward pass, part of the graph."""
+    collecting: bool = False
+
+
+class Gate(Protocol):
+    """A way to make a mask out of one logit tensor per weight matrix [out, in]."""
+
+    def initial(self, keep: Tensor, score: Tensor, generator: torch.Generator) -> Tensor:
+        """First logits [out, in] from a prior's mask (bool) and score (float, higher is kept longer)."""
+
+    def apply(self, weight: Tensor, logits: Tensor, layer: int, draw: Draw, out: Tensor) -> Tensor:
+        """Write M⊙W into ``out``; returns [Σ M, Σ (M·W)², Σ P(open)]."""
+
+    def backward(
+        self, grad_masked: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, layer: int, draw: Draw
+    ) -> Tensor:
+        """Gradient with respect to the logits, from those with respect to M⊙W and to the three sums."""
+
+    def mean(self, logits: Tensor, draw: Draw) -> Tensor:
+        """Probability that each gate is open."""

@@ -1,0 +1,23 @@
+"""Layer-wise pruning: one-shot masks, and for some methods new weights, from the inputs each layer sees."""
+
+from leap.layerwise.base import LayerResult, Method
+from leap.layerwise.collect import collect_statistics
+from leap.layerwise.methods import METHODS
+from leap.layerwise.reconstruct import reconstruct, reconstruct_admm
+from leap.layerwise.selection import Target, prune_count, select_mask
+from leap.layerwise.statistics import InputStatistics
+from leap.layerwise.sweep import sweep
+
+__all__ = [
+    "METHODS",
+    "InputStatistics",
+    "LayerResult",
+    "Method",
+    "Target",
+    "collect_statistics",
+    "prune_count",
+    "reconstruct",
+    "reconstruct_admm",
+    "select_mask",
+    "sweep",
+]

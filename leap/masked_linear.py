@@ -1,0 +1,95 @@
+"""A linear layer whose frozen weight is multiplied by a learned mask.
+
+Shapes: x [..., in], weight W and logits P [out, in], bias [out].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leap.gates import Draw, Gate, GateState
+from leap.harden import Hardener
+from leap.surgery import prunable_linears
+
+
+class _MaskedMatmul(torch.autograd.Function):
+    """y = x (M⊙W)ᵀ + b and the three sums over the mask, saving for backward only x and the two parameters.
+
+    The mask is drawn again in backward. Under ZeRO-3 the parameters are released after the forward pass and gathered
+    before the backward pass; what was derived from them must not outlive either.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, gate: Gate, layer: int, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        masked = torch.empty_like(weight)
+        stats = gate.apply(weight, logits, layer, draw, out=masked)
+        ctx.save_for_backward(x, weight, logits)
+        ctx.gate, ctx.layer, ctx.draw = gate, layer, draw
+        return F.linear(x, masked, bias), stats
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_stats: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, logits = ctx.saved_tensors
+        grad_y2 = grad_y.reshape(-1, grad_y.shape[-1])
+        scratch = torch.empty_like(weight)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            ctx.gate.apply(weight, logits, ctx.layer, ctx.draw, out=scratch)
+            grad_x = (grad_y2 @ scratch).view(x.shape)
+        torch.mm(grad_y2.t(), x.reshape(-1, x.shape[-1]), out=scratch)
+        grad_logits = ctx.gate.backward(scratch, weight, logits, grad_stats, ctx.layer, ctx.draw)
+        return grad_x, None, None, grad_logits, None, None, None
+
+
+class MaskedLinear(nn.Linear):
+    """``nn.Linear`` with frozen weight and bias and trainable mask logits.
+
+    It takes over the parameters of the layer it replaces, under the same names, and adds ``logits``.
+    """
+
+    logits: nn.Parameter
+
+    def __init__(self, linear: nn.Linear, layer: int, gate: Gate, state: GateState) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.layer, self.gate, self.state = layer, gate, state
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state
+        if state.mode == "dense":
+            return F.linear(x, self.weight, self.bias)
+        if state.draw is None:
+            raise RuntimeError("set GateState.draw before a masked forward pass")
+        if state.mode == "sampled":
+            y, stats = _MaskedMatmul.apply(x, self.weight, self.bias, self.logits, self.gate, self.layer, state.draw)
+            if state.collecting:
+                state.stats.append(stats)
+            return y
+        if state.mode == "mean":
+            mask = self.gate.mean(self.logits, state.draw)
+        else:
+            assert isinstance(state.harden, Hardener)
+            mask = state.harden.mask(self.layer, self.logits)
+        return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
+
+
+def install_masks(model: nn.Module, gate: Gate) -> tuple[GateState, dict[str, MaskedLinear]]:
+    """Freeze ``model`` and replace every prunable linear layer by a :class:`MaskedLinear` without logits yet.
+
+    Returns the shared state and the new layers by dotted name, in module order; a layer's number in that order is part
+    of the counter of its noise.
+    """
+    model.requires_grad_(False)
+    state = GateState()
+    layers = {}
+    for number, (name, linear) in enumerate(prunable_linears(model).items()):
+        layers[name] = MaskedLinear(linear, number, gate, state)
+        model.set_submodule(name, layers[name])
+    return state, layers

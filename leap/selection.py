@@ -1,0 +1,101 @@
+"""Exact order statistics over tensors that need not fit, or lie, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BUCKETS = 1 << 16
+_CHUNK = 1 << 22  # elements ranked at a time: bounds the temporaries to some tens of MB
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the ``pruned`` smallest of ``numel`` values end."""
+
+    value: float
+    """The largest pruned value; −inf when nothing is pruned."""
+    numel: int
+    pruned: int
+    below: int
+    """How many values are smaller than ``value``."""
+    equal: int
+    """How many values equal ``value``."""
+
+    @property
+    def kept_ties(self) -> int:
+        """How many of the values equal to ``value`` are kept."""
+        return self.equal - (self.pruned - self.below)
+
+
+def _keys(values: Tensor) -> Tensor:
+    """int32 keys in the order of fp32 ``values``; −0 equals 0."""
+    bits = (values.reshape(-1).float() + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _chunks(tensors: Callable[[], Iterable[Tensor]]) -> Iterable[Tensor]:
+    for tensor in tensors():
+        for chunk in tensor.detach().reshape(-1).split(_CHUNK):
+            keys = _keys(chunk)
+            if torch.isnan(chunk).any():
+                raise ValueError("a NaN among the values to rank")
+            yield keys
+
+
+def cut(
+    tensors: Callable[[], Iterable[Tensor]],
+    pruned: Callable[[int], int],
+    reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> Cut:
+    """The exact place of a cut through all values of ``tensors()``, taken as fp32.
+
+    A radix selection: one pass counts the upper and one the lower 16 bits of the values' ordered keys, so nothing is
+    sorted or concatenated.
+
+    Args:
+        tensors: gives the same tensors, of any shape, at every call.
+        pruned: number of smallest values to prune, from the number of values.
+        reduce: adds up a tensor of counts over processes that hold parts of the values (an all-reduce).
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    high = torch.zeros(_BUCKETS, dtype=torch.int64)
+    for keys in _chunks(tensors):
+        high += torch.bincount(((keys >> 16) + _BUCKETS // 2).long(), minlength=_BUCKETS).cpu()
+    high = reduce(high)
+    numel = int(high.sum())
+    k = pruned(numel)
+    if k == 0:
+        return Cut(value=float("-inf"), numel=numel, pruned=0, below=0, equal=0)
+    before = high.cumsum(0)
+    upper = int(torch.searchsorted(before, k))
+    low = torch.zeros(_BUCKETS, dtype=torch.int64)
+    for keys in _chunks(tensors):
+        inside = keys[(keys >> 16) == upper - _BUCKETS // 2]
+        low += torch.bincount((inside & 0xFFFF).long(), minlength=_BUCKETS).cpu()
+    low = reduce(low)
+    below = int(before[upper] - high[upper])
+    before_low = low.cumsum(0)
+    lower = int(torch.searchsorted(before_low, k - below))
+    below += int(before_low[lower] - low[lower])
+    key = torch.tensor(((upper - _BUCKETS // 2) << 16) | lower, dtype=torch.int32)
+    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return Cut(value=float(value), numel=numel, pruned=k, below=below, equal=int(low[lower]))
+
+
+def keep_above(values: Tensor, cut_at: Cut, ties_before: int = 0) -> tuple[Tensor, int]:
+    """The kept positions of one tensor, and how many ties it holds.
+
+    Ties at the cut are kept in flat order, over all tensors in their order: ``ties_before`` is the number of ties in
+    the tensors before this one.
+    """
+    flat = values.reshape(-1).float()
+    keep = flat > cut_at.value
+    tied = (flat == cut_at.value).nonzero().squeeze(1)
+    keep[tied[: max(0, cut_at.kept_ties - ties_before)]] = True
+    return keep.view(values.shape), len(tied)

@@ -1,0 +1,181 @@
+"""The configuration of a run. The docstring under a field is its help text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leap.settings import LearnSettings
+
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    source: str = "nano"
+    """``nano`` (embedded), a directory, a Hugging Face name, or ``gguf:PACKAGE``: an installed package with a GGUF file."""
+    revision: str | None = None
+    """Revision of a Hugging Face name."""
+    dtype: Dtype = "float32"
+    """Number type of the frozen weights, of training and of evaluation."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model or data set from the hub."""
+
+
+class CorpusConfig(Section):
+    source: str | list[str] = "embedded"
+    """``embedded``, files (txt, jsonl, parquet; globs and URIs allowed; $VARIABLES are expanded), or ``hub:DATASET``."""
+    fallback: Literal["embedded"] | None = None
+    """What to read, with a warning, where no file of ``source`` exists."""
+    text_field: str = "text"
+    """Field of a json or parquet record that holds the document."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    share: tuple[int, int] = (0, 100)
+    """Percent range of the hash of a document: ranges that do not overlap share no document."""
+    tokens: int = Field(default=65536, gt=0)
+    """Tokens to take; rows of context_length tokens are filled up to at least this many."""
+
+    @model_validator(mode="after")
+    def _share_is_a_range(self) -> CorpusConfig:
+        low, high = self.share
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"share must be two rising numbers within 0 and 100, not {list(self.share)}")
+        return self
+
+
+class DataConfig(Section):
+    context_length: int = Field(default=256, gt=1)
+    """Tokens in a row, for training and for perplexity."""
+    calibration: CorpusConfig = CorpusConfig(share=(76, 88))
+    """Text that priors and masks are learned from."""
+    heldout: CorpusConfig = CorpusConfig(share=(88, 92), tokens=16384)
+    """Text that training is watched on and settings are chosen on."""
+    evaluation: dict[str, CorpusConfig] = {"docs": CorpusConfig(share=(92, 100), tokens=32768)}
+    """Texts for the perplexities of the final table, by the name they get there."""
+    shards: int = Field(default=8, gt=0)
+    """Blocks that a corpus is read in; part of the result, whatever the number of workers."""
+    tokenizer_workers: int | None = Field(default=None, gt=0)
+    """Upper limit on parallel tokenisers; none: what the cluster has."""
+
+
+class PriorConfig(Section):
+    methods: list[Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]] = ["magnitude", "wanda"]
+    """Layer-wise methods that get a row in the table. The priors of ``learn`` are computed in any case."""
+    scope: Literal["row", "layer"] = "row"
+    """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
+    rows: int = Field(default=128, gt=0)
+    """Calibration rows that the statistics are taken from."""
+    batch_rows: int = Field(default=8, gt=0)
+    """Rows in one forward pass."""
+
+
+class LearnConfig(Section):
+    settings: LearnSettings = LearnSettings()
+    """Objective, schedules, optimiser."""
+    workers: int = Field(default=1, gt=0)
+    """Data-parallel workers that the logits are sharded over."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of a worker, reserved from Ray."""
+    gpu: bool = False
+    """Give each worker a GPU (nccl) instead of CPUs (gloo)."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of decoder blocks and compute the rest again in the backward pass."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints."""
+    watch_every: int = Field(default=25, gt=0)
+    """Steps between measurements of the sampled, mean and hard mask on held-out text."""
+    watch_rows: int = Field(default=16, gt=0)
+    """Held-out rows of such a measurement."""
+    max_failures: int = Field(default=2, ge=0)
+    """How often a lost worker is replaced before the run fails."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> LearnConfig:
+        microbatches = self.settings.batch_rows // self.settings.microbatch_rows
+        if microbatches % self.workers:
+            raise ValueError(
+                f"a global batch of {microbatches} micro-batches cannot be shared by {self.workers} workers; "
+                "change settings.batch_rows, settings.microbatch_rows or workers"
+            )
+        return self
+
+
+class ClozeConfig(Section):
+    questions: int = Field(default=200, gt=0)
+    """Questions, each with the true continuation and three from other documents."""
+    context_tokens: int = Field(default=64, gt=0)
+    """Tokens of text before the continuation."""
+    continuation_tokens: int = Field(default=16, gt=0)
+    """Tokens of each continuation."""
+
+
+class EvaluateConfig(Section):
+    batch_rows: int = Field(default=8, gt=0)
+    """Rows in one forward pass for perplexity."""
+    tasks: list[str] = []
+    """Zero-shot tasks: names in ``task_directory``, or tasks that lm-eval knows from the hub."""
+    task_directory: str | None = None
+    """Directory of lm-eval task YAML files. $VARIABLES are expanded."""
+    documents: int | None = Field(default=None, gt=0)
+    """Documents per task, drawn at random but the same for all variants; none: the full set."""
+    skip_first: int = Field(default=0, ge=0)
+    """Leave out the first documents of each task (those settings were chosen on)."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Sequences in one forward pass of a task."""
+    cloze: ClozeConfig | None = None
+    """Build and run a cloze task from the first evaluation text."""
+
+
+class TrackingConfig(Section):
+    uri: str | None = None
+    """MLflow tracking URI; none: SQLite beside the runs."""
+    experiment: str = "leap"
+    """MLflow experiment."""
+
+
+class RunConfig(Section):
+    name: str
+    """Name of the recipe; results lie below ``output``/name."""
+    base: str | None = None
+    """Recipe that this one was derived from."""
+    why: str = ""
+    """Why the recipe departs from the defaults."""
+    output: str = "runs"
+    """Directory or URI that all results go to."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything that is drawn."""
+    sparsities: list[Sparsity] = [0.5, 0.6]
+    """Shares of the prunable weights to remove; each is a run of its own."""
+    model: ModelConfig = ModelConfig()
+    """The model to prune."""
+    data: DataConfig = DataConfig()
+    """Text for learning, watching and measuring."""
+    prior: PriorConfig = PriorConfig()
+    """Layer-wise methods."""
+    learn: dict[str, LearnConfig] = {"leap": LearnConfig()}
+    """Mask learning, by the name the variant gets in the table."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Perplexity and zero-shot accuracy."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Experiment tracking."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
+            raise ValueError("sparsities must be one or more different numbers")
+        taken = {"dense", *self.prior.methods}
+        for name in self.learn:
+            if name in taken or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"learn.{name}: choose a name of letters, digits, - and _ that no other method has")
+        clash = [n for n in self.data.evaluation if n in {"calibration", "heldout"}]
+        if clash:
+            raise ValueError(f"data.evaluation.{clash[0]}: this name is taken")
+        return self

@@ -1,0 +1,145 @@
+"""From a ``CorpusConfig`` to documents in a Ray data set, in the same order on any cluster."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import Dataset
+
+from pipeline.config import CorpusConfig
+from pipeline.errors import UserError
+from pipeline.nano import corpus as embedded
+
+_READABLE = (".txt", ".jsonl", ".json", ".parquet", ".jsonl.gz", ".txt.gz")
+
+
+def expand(config: CorpusConfig) -> list[str] | None:
+    """The files or URIs of a corpus in a fixed order; none for the embedded text or a hub data set.
+
+    Raises:
+        UserError: a file does not exist and there is no fallback, or its type is not readable.
+    """
+    sources = [config.source] if isinstance(config.source, str) else list(config.source)
+    if sources == ["embedded"] or sources[0].startswith("hub:"):
+        return None
+    files: list[str] = []
+    for source in sources:
+        path = os.path.expandvars(source)
+        if "://" in path:
+            files.append(path)
+            continue
+        found = sorted(glob.glob(os.path.expanduser(path)))
+        if not found:
+            if config.fallback:
+                return None
+            unset = " (the variable is not set)" if "$" in path else ""
+            raise UserError(f"source: no file matches {source}{unset}; give existing files, embedded or hub:NAME")
+        files += [str(Path(f).resolve()) for f in found]
+    for file in files:
+        if not file.endswith(_READABLE):
+            raise UserError(f"source: cannot read {file}; known types: {', '.join(_READABLE)}")
+    return files
+
+
+def describe(config: CorpusConfig) -> str:
+    """The source in a few words, for tables."""
+    files = expand(config)
+    if files:
+        return ", ".join(Path(f).name for f in files)
+    return config.source if isinstance(config.source, str) and config.source.startswith("hub:") else "embedded"
+
+
+def content_key(config: CorpusConfig) -> list[Any]:
+    """What a corpus's content is known by without reading it: files with size and time, or the name of its source."""
+    files = expand(config)
+    if files is None:
+        return [describe(config)]
+    local = [(f, os.stat(f).st_size, int(os.stat(f).st_mtime)) if "://" not in f else (f, 0, 0) for f in files]
+    return [list(entry) for entry in local]
+
+
+def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
+    """Documents of a corpus, column ``text``, in ``shards`` blocks where the source can be split.
+
+    Raises:
+        UserError: files are missing or of an unknown type.
+    """
+    files = expand(config)
+    if files is None and describe(config) == "embedded":
+        return _read_embedded(config.share, shards)
+    if files is None:
+        return _read_hub(config, trust_remote_code)
+    kinds = {f.removesuffix(".gz").rsplit(".", 1)[-1] for f in files}
+    if len(kinds) > 1:
+        raise UserError(f"source: files of one type, please, not {', '.join(sorted(kinds))} together")
+    kind = kinds.pop()
+    if kind == "parquet":
+        data = ray.data.read_parquet(files, columns=[config.text_field], override_num_blocks=shards)
+    elif kind == "txt":
+        data = ray.data.read_binary_files(files, override_num_blocks=len(files)).flat_map(_paragraphs)
+        return data.repartition(shards)
+    else:
+        data = ray.data.read_json(files, override_num_blocks=shards, lines=True)
+    field = config.text_field
+    return data if field == "text" else data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)
+
+
+def _rename(batch: dict[str, np.ndarray], field: str) -> dict[str, np.ndarray]:
+    if field not in batch:
+        raise UserError(f"text_field: no field {field}; the records have {', '.join(sorted(batch))}")
+    return {"text": batch[field]}
+
+
+def _paragraphs(row: dict[str, Any]) -> list[dict[str, str]]:
+    """A text file's documents: what stands between blank lines."""
+    text = row["bytes"].decode("utf-8", errors="replace").replace("\r\n", "\n")
+    return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
+
+
+def _docstrings(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"text": text} for text in embedded.file_documents(Path(row["item"]))]
+
+
+def _read_embedded(share: tuple[int, int], shards: int) -> Dataset:
+    chosen = [{"text": t} for t in _embedded_documents() if share[0] <= embedded.bucket_of(t) < share[1]]
+    return ray.data.from_items(chosen, override_num_blocks=shards)
+
+
+@functools.lru_cache(maxsize=1)
+def _embedded_documents() -> list[str]:
+    """All embedded documents once each, in a fixed order; parsed in parallel, once per process."""
+    files = [str(f) for f in embedded.source_files()]
+    parsed = ray.data.from_items(files, override_num_blocks=16).flat_map(_docstrings)
+    unique: dict[str, str] = {}
+    for text in [*embedded.topics(), *(row["text"] for row in parsed.iter_rows())]:
+        unique.setdefault(document_hash(text), text)  # inherited docstrings stand in many files
+    # Neighbours in a file are about the same thing; sorted by hash, the subjects spread evenly over the rows.
+    return [text for _, text in sorted(unique.items())]
+
+
+def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
+    from datasets import load_dataset
+
+    assert isinstance(config.source, str)
+    name = config.source.removeprefix("hub:")
+    try:
+        stream = load_dataset(
+            name, config.subset, split=config.split, streaming=True, trust_remote_code=trust_remote_code or None
+        )
+    except Exception as error:  # the hub client raises a dozen kinds
+        raise UserError(f"source: cannot read hub:{name}: {' '.join(str(error).split())[:300]}") from error
+    data = ray.data.from_huggingface(stream)
+    field = config.text_field
+    return data if field == "text" else data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)
+
+
+def document_hash(text: str) -> str:
+    """Hash of a document's words: equal for texts that differ in white space only."""
+    return hashlib.sha256("".join(text.split()).encode()).hexdigest()[:16]

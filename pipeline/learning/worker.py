@@ -1,0 +1,164 @@
+"""What every Ray Train worker runs to learn masks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from leap.bernoulli import BernoulliGate
+from leap.harden import Hardener, global_hardener
+from leap.learner import MaskLearner, NonFiniteLossError
+from leap.schedules import warmup_then_cosine
+from pipeline.config import LearnConfig, ModelConfig
+from pipeline.storage import StageDir
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know."""
+
+    stage: StageDir
+    model: ModelConfig
+    learn: LearnConfig
+    sparsity: float
+    seed: int
+    calibration: StageDir
+    heldout: StageDir
+    prior: StageDir
+    board: Any
+    """Actor that takes the events of the run, see :mod:`pipeline.progress`."""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Entry point of a worker; ``config["job"]`` is a :class:`Job`."""
+    job: Job = config["job"]
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.learn.gpu else "cpu")
+    torch.set_num_threads(job.learn.threads)
+    _Worker(job).run()
+
+
+class _Worker:
+    def __init__(self, job: Job) -> None:
+        # Not at the top: deepspeed probes the machine when it is imported.
+        import deepspeed
+
+        from pipeline.learning.checkpoint import Checkpoint
+        from pipeline.learning.zero import ZeroModel
+        from pipeline.rows import PackedRows
+        from pipeline.stages.prior import PriorArtifact
+
+        deepspeed.init_distributed("nccl" if job.learn.gpu else "gloo")
+        self.job, self.settings = job, job.learn.settings
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.uri = job.stage.uri_of("checkpoints")
+        resumed = Checkpoint.find(self.uri)
+        prior, gate = PriorArtifact(job.prior.path()), BernoulliGate(self.settings)
+
+        def initial(number: int, name: str) -> Tensor:
+            if resumed:
+                return resumed.logits(name)
+            seed = ((job.seed * 1009 + self.settings.seed) * 1_000_003 + number) % 2**63
+            return gate.initial(*prior.layer(name), torch.Generator().manual_seed(seed))
+
+        self.zero = ZeroModel(job.model, job.learn, gate, initial)
+        self.learner = MaskLearner(
+            self.zero.forward, self.zero.state, self.zero.weights, self.settings, 1 - job.sparsity, self._mean
+        )
+        self.rows, self.heldout = PackedRows(job.calibration.path()), PackedRows(job.heldout.path())
+        self.history: list[dict[str, float]] = []
+        self.first_step = 0
+        if resumed:
+            self.zero.restore(resumed)
+            self.learner.multiplier = resumed.facts["multiplier"]
+            self.history = resumed.facts["history"]
+            self.first_step = resumed.step
+            resumed.close()
+
+    def run(self) -> None:
+        learn, steps = self.job.learn, self.settings.steps
+        for step in range(self.first_step, steps):
+            began = time.perf_counter()
+            factor = warmup_then_cosine(step, steps, self.settings.warmup_steps, self.settings.final_rate)
+            self.zero.set_learning_rate(self.settings.learning_rate * factor)
+            try:
+                metrics = self._step(step)
+            except NonFiniteLossError as error:  # the same on every rank, and no use to try again
+                self._tell({"error": str(error), "last_checkpoint": self._last_checkpoint()})
+                return
+            metrics |= {"step": step, "learning_rate": self.settings.learning_rate * factor}
+            metrics["seconds"] = time.perf_counter() - began
+            last = step == steps - 1
+            if step % learn.watch_every == 0 or last:
+                metrics |= {f"mask_loss.{k}": v for k, v in self._watch(step).items()}
+            self.history.append(metrics)
+            self._tell(metrics)
+            if (step + 1) % learn.checkpoint_every == 0 or last:
+                self._save(step + 1)
+                ray.train.report({"step": step})
+
+    def _step(self, step: int) -> dict[str, float]:
+        s = self.settings
+        per_worker = s.batch_rows // s.microbatch_rows // self.world
+        metrics: dict[str, float] = {}
+        for i in range(per_worker):
+            microbatch = self.rank * per_worker + i
+            rows = self.rows.take(step * s.batch_rows + microbatch * s.microbatch_rows, s.microbatch_rows)
+            loss = self.learner.loss(torch.from_numpy(rows).to(self.zero.engine.device), step, microbatch)
+            self.zero.engine.backward(loss)
+            if i == per_worker - 1:
+                metrics = self.learner.finish_step(step)
+            self.zero.engine.step()
+        return metrics
+
+    def _watch(self, step: int) -> dict[str, float]:
+        """Sampled, mean and hard mask on held-out rows. A forward pass is collective: all ranks do as many."""
+        size = self.settings.microbatch_rows
+        batches = max(1, self.job.learn.watch_rows // (size * self.world))
+        device = self.zero.engine.device
+        mine = range(self.rank * batches * size, (self.rank + 1) * batches * size, size)
+        rows = [torch.from_numpy(self.heldout.take(first, size)).to(device) for first in mine]
+        return self.learner.mask_losses(rows, step, self._hardener())
+
+    def _hardener(self) -> Hardener:
+        if self.settings.scope != "global":
+            return Hardener(self.job.sparsity, self.settings.scope)
+
+        def shards() -> Iterable[Tensor]:
+            return (self.zero.local_logits(name) for name in self.zero.layers)
+
+        def total(counts: Tensor) -> Tensor:
+            counts = counts.to(self.zero.engine.device)
+            dist.all_reduce(counts)
+            return counts.cpu()
+
+        return global_hardener(shards, self.job.sparsity, total)
+
+    def _save(self, step: int) -> None:
+        from pipeline.learning import checkpoint
+
+        facts = {"multiplier": self.learner.multiplier, "history": self.history}
+        checkpoint.save(self.uri, step, facts, self.zero.shard(), self.zero.shapes())
+        self._tell({"checkpoint": step})
+
+    def _last_checkpoint(self) -> int:
+        from pipeline.learning.checkpoint import Checkpoint
+
+        found = Checkpoint.find(self.uri)
+        return found.step if found else 0
+
+    def _mean(self, values: Tensor) -> Tensor:
+        values = values.to(self.zero.engine.device)
+        dist.all_reduce(values)
+        return (values / self.world).cpu()
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.job.board.push.remote(event)

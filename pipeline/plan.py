@@ -1,0 +1,181 @@
+"""What a run consists of: every piece of work, what it depends on, and where its result lies.
+
+A piece's fingerprint covers its settings, its inputs' fingerprints and the version of its code. Nothing here starts
+anything or reads a corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leap.layerwise import METHODS
+from pipeline import corpora, models
+from pipeline.config import CorpusConfig, LearnConfig, RunConfig
+from pipeline.stages import calibrate, evaluate, harden, learn, prior
+from pipeline.storage import StageDir, fingerprint
+
+#: Settings of a learning run that do not change what it learns.
+_FREE = {"workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table."""
+
+    method: str
+    sparsity: float | None = None
+    scope: str = ""
+    export: StageDir | None = None
+    made_by: StageDir | None = None
+    """The prior or learn stage that the mask comes from."""
+
+    @property
+    def name(self) -> str:
+        return self.method if self.sparsity is None else f"{self.method}@{self.sparsity:g}"
+
+
+@dataclass(frozen=True)
+class LearnWork:
+    stage: StageDir
+    name: str
+    sparsity: float
+    config: LearnConfig
+    prior: StageDir
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One cell of the table: a variant on a text or a task."""
+
+    stage: StageDir
+    variant: Variant
+    kind: str
+    """``perplexity`` or ``task``."""
+    subject: str
+    """Name of the text or the task."""
+    spec: str = ""
+    """What lm-eval is asked for."""
+
+
+@dataclass
+class Plan:
+    config: RunConfig
+    corpora: dict[str, tuple[StageDir, CorpusConfig, list[str]]] = field(default_factory=dict)
+    """By role: stage, settings, roles it must share no document with; in the order they have to be made."""
+    priors: dict[tuple[str, float], StageDir] = field(default_factory=dict)
+    learns: list[LearnWork] = field(default_factory=list)
+    cloze: StageDir | None = None
+    variants: list[Variant] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[StageDir]:
+        """All pieces of work in order."""
+        return [
+            *(stage for stage, _, _ in self.corpora.values()),
+            *self.priors.values(),
+            *(work.stage for work in self.learns),
+            *(v.export for v in self.variants if v.export),
+            *([self.cloze] if self.cloze else []),
+            *(m.stage for m in self.measurements),
+        ]
+
+    @property
+    def directory(self) -> str:
+        """Where the run keeps its own records and its report."""
+        return f"{self.config.output.rstrip('/')}/{self.config.name}"
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """All work of a run.
+
+    Raises:
+        UserError: the model or a file does not exist.
+    """
+    plan = Plan(config)
+    uri = config.output if "://" in config.output else str(Path(config.output).expanduser().resolve())
+    uri = f"{uri}/{config.name}"
+    identity = models.identity(config.model)
+    model = [identity, config.model.dtype]
+
+    def place(stage: str, item: str, *parts: object) -> StageDir:
+        return StageDir(uri, stage, item, fingerprint(stage, item, *parts))
+
+    roles = {**config.data.evaluation, "heldout": config.data.heldout, "calibration": config.data.calibration}
+    for role, corpus in roles.items():
+        apart = [other for other in plan.corpora if role not in config.data.evaluation]
+        others = [plan.corpora[other][0].key for other in apart]
+        keep_texts = config.evaluate.cloze is not None and role == _first_text(config)
+        key = [corpus, corpora.content_key(corpus), config.data.context_length, config.data.shards, keep_texts]
+        stage = place("calibrate", role, calibrate.VERSION, identity, *key, *others)
+        plan.corpora[role] = (stage, corpus, apart)
+    calibration, heldout = plan.corpora["calibration"][0], plan.corpora["heldout"][0]
+
+    wanted = [(m, s) for m in config.prior.methods for s in config.sparsities]
+    wanted += [(c.settings.prior, s) for c in config.learn.values() for s in config.sparsities]
+    for method, sparsity in dict.fromkeys(wanted):
+        inputs = [] if METHODS[method].needs == "none" else [calibration.key, config.prior]
+        plan.priors[method, sparsity] = place(
+            "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, config.prior.scope, inputs
+        )
+
+    plan.variants.append(Variant("dense"))
+    for sparsity in config.sparsities:
+        for method in config.prior.methods:
+            made = plan.priors[method, sparsity]
+            scope = "layer" if method == "magnitude" else config.prior.scope
+            export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
+            plan.variants.append(Variant(method, sparsity, scope, export, made))
+        for name, learned in config.learn.items():
+            start = plan.priors[learned.settings.prior, sparsity]
+            decisive = learned.model_dump(mode="json", exclude=_FREE)
+            key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
+            stage = place("learn", f"{name}@{sparsity:g}", learn.VERSION, *key)
+            plan.learns.append(LearnWork(stage, name, sparsity, learned, start))
+            export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
+            plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
+    _plan_measurements(plan, place, model)
+    return plan
+
+
+def _first_text(config: RunConfig) -> str:
+    return next(iter(config.data.evaluation), "heldout")
+
+
+def _plan_measurements(plan: Plan, place, model: list[str]) -> None:  # type: ignore[no-untyped-def]
+    config, settings = plan.config, plan.config.evaluate
+    tasks: dict[str, tuple[str, list[object]]] = {name: (spec, [name, spec]) for name, spec in task_specs(config).items()}
+    if settings.cloze:
+        corpus = plan.corpora[_first_text(config)][0]
+        plan.cloze = place("cloze", "", evaluate.VERSION, settings.cloze, corpus.key, config.seed)
+        tasks["cloze"] = (str(plan.cloze.path()), [plan.cloze.key])
+    for variant in plan.variants:
+        origin = variant.export.key if variant.export else "dense"
+        for text in config.data.evaluation:
+            stage = plan.corpora[text][0]
+            key = [evaluate.VERSION, model, origin, stage.key, settings.batch_rows]
+            where = place("evaluate", f"{variant.name}.{text}", *key)
+            plan.measurements.append(Measurement(where, variant, "perplexity", text))
+        for name, (spec, key) in tasks.items():
+            limits = [settings.documents, settings.skip_first, config.seed]
+            where = place("evaluate", f"{variant.name}.{name}", evaluate.VERSION, model, origin, key, limits)
+            plan.measurements.append(Measurement(where, variant, "task", name, spec))
+
+
+def task_specs(config: RunConfig) -> dict[str, str]:
+    """What lm-eval is asked for, by the name of each task; none where the local tasks do not exist."""
+    directory = task_directory(config)
+    if directory is None:
+        return {} if config.evaluate.task_directory else {name: name for name in config.evaluate.tasks}
+    return {name: f"{directory}/{name}" for name in config.evaluate.tasks}
+
+
+def task_directory(config: RunConfig) -> Path | None:
+    """The directory of local tasks, if it is set and exists."""
+    import os
+
+    if config.evaluate.task_directory is None:
+        return None
+    path = Path(os.path.expandvars(config.evaluate.task_directory)).expanduser().resolve()
+    return path if path.is_dir() else None

@@ -1,0 +1,56 @@
+"""The report as one page that needs nothing besides itself: no network, no scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline.reporting import sections
+from pipeline.reporting.css import stylesheet
+from pipeline.reporting.markup import escape
+from pipeline.reporting.schema import RunResults
+from pipeline.reporting.svg import inline_svg
+
+
+def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
+    """The page as text; ``figures`` are those of ``make_figures``."""
+    svgs = {name: inline_svg(figure, name) for name, figure in figures.items()}
+    parts = (
+        sections.header(results),
+        sections.results_section(results, svgs),
+        sections.training_section(results, svgs),
+        sections.layers_section(results, svgs),
+        sections.stages_section(results, svgs),
+        sections.calibration_section(results),
+        sections.places_section(results),
+        sections.provenance_section(results),
+    )
+    body = "\n".join(part for part in parts if part)
+    title = results.get("model", {}).get("name", "model")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}: pruning report</title>
+<style>
+{stylesheet()}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def write_page(results: RunResults, figures: Mapping[str, Figure], path: Path) -> Path:
+    """Write the page to ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".tmp")
+    half.write_text(render_page(results, figures), encoding="utf-8")
+    return half.replace(path)

@@ -1,0 +1,1 @@
+"""One figure a file. A function returns ``None`` when there is nothing to show."""

@@ -1,0 +1,143 @@
+"""The results of a pipeline run as plain data: what the stages hand in and every form of the report is made of.
+
+Everything is JSON. Any key may be missing: a report can be made after any stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Model(TypedDict, total=False):
+    """The model that was pruned."""
+
+    name: str
+    parameters: int
+    prunable_parameters: int
+    """Weights of the linear layers inside the decoder blocks: what sparsity counts."""
+    revision: str
+
+
+class Perplexity(TypedDict, total=False):
+    """Perplexity on one data set."""
+
+    perplexity: float
+    stderr_nll: float
+    """Standard error of the mean negative log-likelihood, in nats per token."""
+    tokens: int
+
+
+class TaskAccuracy(TypedDict, total=False):
+    """Accuracy on one zero-shot task, as a fraction."""
+
+    acc: float
+    acc_stderr: float
+    documents: int
+
+
+class MeanAccuracy(TypedDict, total=False):
+    """Mean accuracy over the tasks, as a fraction."""
+
+    acc: float
+    stderr: float
+
+
+class Variant(TypedDict, total=False):
+    """One model of the comparison: the dense one or a pruned one."""
+
+    name: str
+    """``dense`` or method and sparsity, such as ``wanda@0.5``."""
+    method: str
+    target_sparsity: float | None
+    """What was asked for; ``None`` for the dense model."""
+    real_sparsity: float
+    """What was counted in the exported weights."""
+    scope: str
+    """Over what the sparsity is exact: global, layer or row."""
+    weights_changed: bool
+    """Whether the kept weights differ from the dense model's."""
+    perplexity: dict[str, Perplexity]
+    tasks: dict[str, TaskAccuracy]
+    mean_accuracy: MeanAccuracy | None
+    seconds: float
+    """Time to make the mask."""
+    directory: str
+    sparsity_per_layer: dict[str, float]
+    """By full module name, such as ``model.layers.0.self_attn.q_proj``."""
+
+
+class MaskLosses(TypedDict, total=False):
+    """Held-out loss, in nats per token, with the three readings of the same logits."""
+
+    step: list[int]
+    sampled: list[float]
+    mean: list[float]
+    hard: list[float]
+
+
+class Training(TypedDict, total=False):
+    """The curves of one learned variant; the lists are as long as ``step``."""
+
+    step: list[int]
+    loss: list[float]
+    lm_loss: list[float]
+    density: list[float]
+    expected_density: list[float]
+    target_density: float
+    temperature: list[float]
+    scale: list[float]
+    lagrangian: list[float]
+    learning_rate: list[float]
+    masks: MaskLosses
+    tokens_per_second: float
+
+
+class Calibration(TypedDict, total=False):
+    """How one split was tokenised and packed."""
+
+    documents: int
+    tokens: int
+    rows: int
+    dropped_tail_tokens: int
+    tokens_per_second: float
+    source: str
+
+
+class Stage(TypedDict, total=False):
+    """One stage of the pipeline."""
+
+    name: str
+    seconds: float
+    """How long it took; for a cached stage, how long it took in the earlier run that made the result."""
+    cached: bool
+
+
+class Tracking(TypedDict, total=False):
+    """Where the records lie, as ``Tracker.info`` gives it."""
+
+    uri: str
+    run_id: str
+    ui_command: str
+    records: str
+    note: str
+
+
+class RunResults(TypedDict, total=False):
+    """Everything a report is made of."""
+
+    recipe: str
+    model: Model
+    created: str
+    """ISO 8601."""
+    context_length: int
+    variants: list[Variant]
+    training: dict[str, Training]
+    """By the name of the variant that was learned."""
+    calibration: dict[str, Calibration]
+    """By split."""
+    stages: list[Stage]
+    environment: dict[str, Any]
+    config: dict[str, Any]
+    """The resolved recipe."""
+    warnings: list[str]
+    tracking: Tracking

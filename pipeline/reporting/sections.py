@@ -1,0 +1,193 @@
+"""The sections of the page; each is empty when its part of the results is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from pipeline.reporting import summary, tables
+from pipeline.reporting.formatting import count, duration, percent, perplexity
+from pipeline.reporting.markup import definitions, details, escape, figure, section, table
+from pipeline.reporting.plots.layers import is_uniform
+from pipeline.reporting.schema import RunResults, Training, Variant
+
+Figures = Mapping[str, str]
+"""SVG by the names that ``make_figures`` gives."""
+
+OPEN_FIGURES = 3
+"""Figures of one kind beyond these are folded away."""
+
+
+def header(results: RunResults) -> str:
+    """What was pruned and what came of it."""
+    model = results.get("model", {})
+    done, *verdicts = summary.headline(results)
+    origin = [f"recipe {results['recipe']}" if "recipe" in results else "", _date(results.get("created", ""))]
+    return f"""<header>
+<p class="origin">{escape(" · ".join(part for part in origin if part))}</p>
+<h1>{escape(model.get("name", "Pruning report"))}</h1>
+{"".join(f'<p class="verdict">{escape(text)}</p>' for text in verdicts)}
+<p class="done">{escape(done)}</p>
+{_tiles(results)}
+{_warnings(results.get("warnings", []))}
+</header>"""
+
+
+def results_section(results: RunResults, figures: Figures) -> str:
+    """The table, perplexity and accuracy."""
+    if not results.get("variants"):
+        return ""
+    context = f" Every row at context length {results['context_length']}." if "context_length" in results else ""
+    columns = [tables.ASKED, tables.REAL, *tables.quality_columns(results), tables.WEIGHTS, tables.SCOPE, tables.TIME]
+    tasks = tables.task_columns(results)
+    note = f"Bold: best at its sparsity. ±: one standard error.{context} {summary.NO_SPEED_NOTE}"
+    return section(
+        "Results",
+        _variants_table("variant", results, columns),
+        f'<p class="note">{escape(note)}</p>',
+        _figure(figures, "perplexity", "Perplexity, lower is better. The stem is the distance from the dense model."),
+        _figure(figures, "accuracy", "Zero-shot accuracy in percent, higher is better. Whiskers: one standard error."),
+        _variants_table("accuracy, %", results, tasks) if tasks else "",
+    )
+
+
+def training_section(results: RunResults, figures: Figures) -> str:
+    """The curves of every learned variant."""
+    curves = results.get("training", {})
+    parts = [(name, _figure(figures, f"training/{name}", _curves_caption(name, curves[name]))) for name in curves]
+    return section("Learning the mask", *_folded(parts))
+
+
+def layers_section(results: RunResults, figures: Figures) -> str:
+    """Where the zeros are."""
+    pruned = [v for _, group in summary.groups(results) for v in group if v.get("sparsity_per_layer")]
+    # Learned maps first: they are what nobody chose by hand.
+    mapped = sorted((v for v in pruned if not is_uniform(v)), key=lambda v: not summary.is_learned(v, results))
+    uniform = [v.get("name", "?") for v in pruned if is_uniform(v)]
+    parts = [(v.get("name", "?"), _figure(figures, f"layers/{v.get('name', '?')}", _map_caption(v))) for v in mapped]
+    same = f"Equally sparse in every layer: {', '.join(uniform)}." if uniform else ""
+    return section("Where the zeros are", f"<p>{escape(same)}</p>" if same else "", *_folded(parts))
+
+
+def stages_section(results: RunResults, figures: Figures) -> str:
+    """Where the time went."""
+    stages = results.get("stages", [])
+    fresh = sum(stage.get("seconds", 0.0) for stage in stages if not stage.get("cached"))
+    caption = f"The stages of this run took {duration(fresh)}."
+    if any(stage.get("cached") for stage in stages):
+        caption += " Pale: a result of an earlier run was used, which took that long then."
+    return section("Time", _figure(figures, "stages", caption))
+
+
+def calibration_section(results: RunResults) -> str:
+    """The texts that the mask was made from."""
+    splits = results.get("calibration", {})
+    if not splits:
+        return ""
+    rows = [
+        [
+            escape(name),
+            escape(split.get("source", "–")),
+            *(count(n) for n in (split.get("documents"), split.get("tokens"), split.get("rows"))),
+            count(split.get("dropped_tail_tokens")),
+            count(split.get("tokens_per_second")),
+        ]
+        for name, split in splits.items()
+    ]
+    headers = ("split", "source", "documents", "tokens", "rows", "dropped tail tokens", "tokens/s")
+    return section("Calibration data", table(headers, rows, text_columns=2))
+
+
+def places_section(results: RunResults) -> str:
+    """Where to find what was made."""
+    return section("Artifacts and records", definitions(summary.places(results)))
+
+
+def provenance_section(results: RunResults) -> str:
+    """Environment and recipe, folded away."""
+    folded = (("Environment", results.get("environment")), ("Resolved recipe", results.get("config")))
+    return section("Provenance", *(details(name, f"<pre>{escape(_yaml(data))}</pre>") for name, data in folded if data))
+
+
+def _tiles(results: RunResults) -> str:
+    model = results.get("model", {})
+    dense = summary.dense_variant(results)
+    tiles = [("parameters", count(model["parameters"]))] if "parameters" in model else []
+    if "prunable_parameters" in model:
+        tiles.append(("prunable", count(model["prunable_parameters"])))
+    if "context_length" in results:
+        tiles.append(("tokens of context", str(results["context_length"])))
+    dataset = next(iter(summary.datasets(results)), "")
+    if (value := summary.perplexity_of(dense, dataset)) is not None:
+        tiles.append((f"dense perplexity, {dataset}", perplexity(value)))
+    if (accuracy := summary.mean_accuracy_of(dense)) is not None:
+        tiles.append(("dense mean accuracy", percent(accuracy)))
+    if "revision" in model:
+        tiles.append(("revision", model["revision"][:12]))
+    cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in tiles)
+    return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def _warnings(warnings: list[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    return f'<div class="warnings"><b>Warnings</b><ul>{items}</ul></div>' if items else ""
+
+
+def _variants_table(title: str, results: RunResults, columns: list[tables.Column]) -> str:
+    groups = summary.table_groups(results)
+    variants = [
+        (variant, index == 0 and number > 0, group)
+        for number, group in enumerate(groups)
+        for index, variant in enumerate(group)
+    ]
+    rows = [
+        [escape(variant.get("name", "?")), *(_cell(column, variant, column.best(group)) for column in columns)]
+        for variant, _, group in variants
+    ]
+    classes = [
+        " ".join(name for name, holds in (("first", first), ("learned", summary.is_learned(variant, results))) if holds)
+        for variant, first, _ in variants
+    ]
+    return table((title, *(column.header for column in columns)), rows, row_classes=classes)
+
+
+def _cell(column: tables.Column, variant: Variant, best: float | None) -> str:
+    value, plus_minus, error = escape(column.text(variant)).partition(" ± ")
+    if best is not None and column.value(variant) == best:
+        value = f'<span class="best">{value}</span>'
+    return f'{value}<span class="error">{plus_minus}{error}</span>' if error else value
+
+
+def _curves_caption(name: str, curves: Training) -> str:
+    steps, speed = curves.get("step", []), curves.get("tokens_per_second")
+    length = f", {len(steps)} logged steps up to step {steps[-1]}" if steps else ""
+    return f"{name}{length}{f', {count(speed)} tokens/s' if speed else ''}."
+
+
+def _map_caption(variant: Variant) -> str:
+    values = variant["sparsity_per_layer"].values()
+    real = percent(variant.get("real_sparsity"), 2)
+    return f"{variant.get('name')}: {real} in all, from {percent(min(values))} to {percent(max(values))} in one matrix."
+
+
+def _figure(figures: Figures, name: str, caption: str) -> str:
+    return figure(figures[name], caption) if name in figures else ""
+
+
+def _folded(parts: list[tuple[str, str]]) -> list[str]:
+    shown = [(name, body) for name, body in parts if body]
+    return [body for _, body in shown[:OPEN_FIGURES]] + [details(name, body) for name, body in shown[OPEN_FIGURES:]]
+
+
+def _date(created: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M}"
+    except ValueError:
+        return created
+
+
+def _yaml(data: Any) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)

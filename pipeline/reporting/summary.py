@@ -1,0 +1,160 @@
+"""What the numbers say: the comparisons that the headline, tables and plots share."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.reporting.formatting import count, percent, perplexity, short_percent
+from pipeline.reporting.schema import RunResults, Variant
+
+NO_SPEED_NOTE = (
+    "Stock inference engines load the export (dense, with zeros) like any other model and gain no speed from its zeros."
+)
+
+
+def dense_variant(results: RunResults) -> Variant | None:
+    """The unpruned model, if it was measured."""
+    return next((v for v in results.get("variants", []) if v.get("target_sparsity") is None), None)
+
+
+def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
+    """The pruned variants by asked sparsity, lowest first; within one, as they were given, learned ones last."""
+    by_target: dict[float, list[Variant]] = {}
+    for variant in results.get("variants", []):
+        target = variant.get("target_sparsity")
+        if target is not None:
+            by_target.setdefault(target, []).append(variant)
+    return [(target, sorted(by_target[target], key=lambda v: is_learned(v, results))) for target in sorted(by_target)]
+
+
+def table_groups(results: RunResults) -> list[list[Variant]]:
+    """The rows of a table: the dense model, then the groups."""
+    dense = dense_variant(results)
+    return ([[dense]] if dense else []) + [group for _, group in groups(results)]
+
+
+def is_learned(variant: Variant, results: RunResults) -> bool:
+    """Whether the mask was trained; ``leap+reconstruct`` counts as ``leap``."""
+    variants = results.get("variants", [])
+    methods = {v.get("method", "") for v in variants if v.get("name") in results.get("training", {})} | {"leap"}
+    return variant.get("method", "").split("+")[0] in methods
+
+
+def label(variant: Variant) -> str:
+    """The variant's name without its sparsity, which its group tells."""
+    return variant.get("name", "?").rsplit("@", 1)[0]
+
+
+def datasets(results: RunResults) -> list[str]:
+    """The data sets that any variant's perplexity was measured on, in order of appearance."""
+    return list(dict.fromkeys(name for v in results.get("variants", []) for name in v.get("perplexity", {})))
+
+
+def tasks(results: RunResults) -> list[str]:
+    """The tasks that any variant was evaluated on, in order of appearance."""
+    return list(dict.fromkeys(name for v in results.get("variants", []) for name in v.get("tasks", {})))
+
+
+def stderr_nll_of(variant: Variant, dataset: str) -> float:
+    """The standard error of the mean negative log-likelihood; zero if it was not measured."""
+    return variant.get("perplexity", {}).get(dataset, {}).get("stderr_nll", 0.0)
+
+
+def perplexity_of(variant: Variant | None, dataset: str) -> float | None:
+    """The perplexity, if there is one."""
+    return (variant or {}).get("perplexity", {}).get(dataset, {}).get("perplexity")
+
+
+def mean_accuracy_of(variant: Variant | None) -> float | None:
+    """The mean accuracy, if there is one."""
+    return ((variant or {}).get("mean_accuracy") or {}).get("acc")
+
+
+def headline(results: RunResults) -> list[str]:
+    """What was done, then for each sparsity how the best learned mask compares with the best prior."""
+    verdicts = [_verdict(results, target, group) for target, group in groups(results)]
+    return [_what_was_done(results), *(verdict for verdict in verdicts if verdict)]
+
+
+def places(results: RunResults) -> list[tuple[str, str]]:
+    """What lies where: the variants' directories, then the records."""
+    directories = [(v.get("name", "?"), v["directory"]) for v in results.get("variants", []) if v.get("directory")]
+    tracking = results.get("tracking", {})
+    named = (
+        ("tracking", tracking.get("uri")),
+        ("run", tracking.get("run_id")),
+        ("browse it", tracking.get("ui_command")),
+        ("records", tracking.get("records")),
+        ("note", tracking.get("note")),
+    )
+    return directories + [(name, value) for name, value in named if value]
+
+
+def _what_was_done(results: RunResults) -> str:
+    model = results.get("model", {})
+    name = model.get("name", "The model")
+    pruned = groups(results)
+    if not pruned:
+        return f"{name}: no pruned variant has been measured yet."
+    targets = _and([short_percent(target) for target, _ in pruned])
+    methods = _and(list(dict.fromkeys(label(v) for _, group in pruned for v in group)))
+    prunable = model.get("prunable_parameters")
+    of_what = f" of its {count(prunable)} prunable weights" if prunable else ""
+    return f"{name} was pruned to {targets} sparsity{of_what}, by {methods}."
+
+
+def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | None:
+    metric = next(iter(datasets(results)), None)
+    if metric is None:
+        return None
+    learned = _best([v for v in group if is_learned(v, results)], metric)
+    prior = _best([v for v in group if not is_learned(v, results)], metric)
+    best = learned or prior
+    if best is None:
+        return None
+    text = f"At {short_percent(target)} sparsity {_named(best)} reaches perplexity {_ppl(best, metric)} on {metric}"
+    dense = dense_variant(results)
+    if perplexity_of(dense, metric) is not None:
+        text += f" (dense {_ppl(dense, metric)})"
+    if learned is None or prior is None:
+        return f"{text}{_accuracy_clause(best, dense, 'the dense model')}."
+    ours, theirs = perplexity_of(learned, metric), perplexity_of(prior, metric)
+    assert ours is not None
+    assert theirs is not None
+    change = ours / theirs - 1
+    relation = f"{abs(100 * change):.1f} % {'below' if change < 0 else 'above'}"
+    text += f", {relation} the best prior, {_named(prior)}, at {_ppl(prior, metric)}"
+    return f"{text}{_accuracy_clause(learned, prior, label(prior))}."
+
+
+def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -> str:
+    ours, theirs = mean_accuracy_of(variant), mean_accuracy_of(other)
+    if ours is None:
+        return ""
+    text = f"; mean accuracy {percent(ours)}"
+    if theirs is None:
+        return text
+    errors = [((v or {}).get("mean_accuracy") or {}).get("stderr", 0.0) for v in (variant, other)]
+    # As if the two were measured on different documents: they share them, so the true error is smaller.
+    noise = sum(e * e for e in errors) ** 0.5
+    text += f" against {percent(theirs)} for {other_name}"
+    return f"{text}, a difference within two standard errors" if abs(ours - theirs) <= 2 * noise else text
+
+
+def _best(variants: list[Variant], dataset: str) -> Variant | None:
+    values = [(perplexity_of(v, dataset), v) for v in variants]
+    measured = [(value, v) for value, v in values if value is not None and math.isfinite(value)]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None
+
+
+def _named(variant: Variant) -> str:
+    changed = " (weights updated too)" if variant.get("weights_changed") else ""
+    return f"{label(variant)}{changed}"
+
+
+def _ppl(variant: Variant | None, dataset: str) -> str:
+    return perplexity(perplexity_of(variant, dataset))
+
+
+def _and(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

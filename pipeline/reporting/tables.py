@@ -1,0 +1,109 @@
+"""The table of results: its columns for people, its rows for machines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.reporting import summary
+from pipeline.reporting.formatting import duration, percent, perplexity, short_percent
+from pipeline.reporting.schema import RunResults, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: how a variant's cell reads and, where one is better than another, by what it is compared."""
+
+    header: str
+    text: Callable[[Variant], str]
+    value: Callable[[Variant], float | None] = lambda _: None
+    better: Literal["low", "high"] | None = None
+
+    def best(self, variants: list[Variant]) -> float | None:
+        """The best value among ``variants``, or ``None`` where there is nothing to choose."""
+        values = [x for v in variants if (x := self.value(v)) is not None and math.isfinite(x)]
+        if self.better is None or len(set(values)) < 2:
+            return None
+        return min(values) if self.better == "low" else max(values)
+
+
+ASKED = Column(header="asked", text=lambda v: _asked(v))
+REAL = Column(header="real", text=lambda v: percent(v.get("real_sparsity"), 2))
+SCOPE = Column(header="scope", text=lambda v: _pruned(v, v.get("scope") or "–"))
+WEIGHTS = Column(header="weights", text=lambda v: _pruned(v, "updated" if v.get("weights_changed") else "kept"))
+TIME = Column(header="time", text=lambda v: _pruned(v, duration(v.get("seconds"))))
+
+
+def quality_columns(results: RunResults) -> list[Column]:
+    """Perplexity on each data set, then the mean accuracy."""
+    columns = [_perplexity_column(dataset) for dataset in summary.datasets(results)]
+    if any(v.get("mean_accuracy") for v in results.get("variants", [])):
+        columns.append(
+            Column(
+                header="mean acc %",
+                text=lambda v: _accuracy(v.get("mean_accuracy") or {}, "stderr"),
+                value=summary.mean_accuracy_of,
+                better="high",
+            )
+        )
+    return columns
+
+
+def task_columns(results: RunResults) -> list[Column]:
+    """Accuracy on each task."""
+    return [_task_column(task) for task in summary.tasks(results)]
+
+
+def result_rows(results: RunResults) -> list[dict[str, Any]]:
+    """One flat row for each variant, with raw numbers: for ``Run.log_table``."""
+    rows = []
+    for variant in results.get("variants", []):
+        row: dict[str, Any] = {
+            key: variant.get(key)
+            for key in ("name", "method", "target_sparsity", "real_sparsity", "scope", "weights_changed", "seconds")
+        }
+        for dataset, measured in variant.get("perplexity", {}).items():
+            row[f"perplexity/{dataset}"] = measured.get("perplexity")
+            row[f"stderr_nll/{dataset}"] = measured.get("stderr_nll")
+        for task, accuracy in variant.get("tasks", {}).items():
+            row[f"acc/{task}"] = accuracy.get("acc")
+            row[f"acc_stderr/{task}"] = accuracy.get("acc_stderr")
+        mean = variant.get("mean_accuracy") or {}
+        rows.append(row | {"mean_acc": mean.get("acc"), "mean_acc_stderr": mean.get("stderr")})
+    return rows
+
+
+def _pruned(variant: Variant, text: str) -> str:
+    return "–" if variant.get("target_sparsity") is None else text
+
+
+def _asked(variant: Variant) -> str:
+    target = variant.get("target_sparsity")
+    return "–" if target is None else short_percent(target)
+
+
+def _perplexity_column(dataset: str) -> Column:
+    return Column(
+        header=f"{dataset} ppl",
+        text=lambda v: perplexity(summary.perplexity_of(v, dataset), summary.stderr_nll_of(v, dataset)),
+        value=lambda v: summary.perplexity_of(v, dataset),
+        better="low",
+    )
+
+
+def _task_column(task: str) -> Column:
+    return Column(
+        header=task,
+        text=lambda v: _accuracy(v.get("tasks", {}).get(task, {}), "acc_stderr"),
+        value=lambda v: v.get("tasks", {}).get(task, {}).get("acc"),
+        better="high",
+    )
+
+
+def _accuracy(measured: Any, stderr_key: str) -> str:
+    if "acc" not in measured:
+        return "–"
+    error = f" ± {100 * measured[stderr_key]:.1f}" if measured.get(stderr_key) else ""
+    return f"{100 * measured['acc']:.1f}{error}"

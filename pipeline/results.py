@@ -1,0 +1,114 @@
+"""Collects what the finished stages of a plan hold into the one dict that every form of report is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+from pipeline import preflight
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.plan import Plan, Variant
+from pipeline.reporting import RunResults
+from pipeline.sizes import Sizes
+from pipeline.stages import evaluate, harden
+
+
+def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
+    """Results of a plan whose stages are all finished."""
+    config = plan.config
+    return {
+        "recipe": config.name,
+        "model": {
+            "name": config.model.source,
+            "parameters": sizes.parameters,
+            "prunable_parameters": sizes.prunable,
+            "revision": config.model.revision or "",
+        },
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "context_length": config.data.context_length,
+        "variants": [_variant(plan, variant) for variant in plan.variants],  # type: ignore[typeddict-item]
+        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},  # type: ignore[misc]
+        "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},  # type: ignore[misc]
+        "stages": timings,  # type: ignore[typeddict-item]
+        "environment": preflight.environment(),
+        "config": config.model_dump(mode="json"),
+        "warnings": warnings,
+    }
+
+
+def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": variant.name,
+        "method": variant.method,
+        "target_sparsity": variant.sparsity,
+        "real_sparsity": 0.0,
+        "scope": variant.scope,
+        "weights_changed": False,
+        "perplexity": {},
+        "tasks": {},
+        "mean_accuracy": None,
+    }
+    if variant.export and variant.made_by:
+        exported = variant.export.manifest() or {}
+        made = variant.made_by.manifest() or {}
+        row |= {
+            "real_sparsity": exported["real_sparsity"],
+            "weights_changed": exported["weights_changed"],
+            "seconds": _mask_seconds(variant, made),
+            "directory": variant.export.uri_of(),
+            "sparsity_per_layer": json.loads((variant.export.path() / harden.LAYERS).read_text()),
+        }
+    for m in plan.measurements:
+        if m.variant is not variant:
+            continue
+        found = evaluate.result(m.stage)
+        if m.kind == "perplexity":
+            row["perplexity"][m.subject] = {
+                "perplexity": found["perplexity"],
+                "stderr_nll": found["nll_stderr"] or 0.0,
+                "tokens": found["tokens"],
+            }
+        else:
+            metrics = found["metrics"]
+            row["tasks"][m.subject] = {
+                "acc": metrics["acc"],
+                "acc_stderr": metrics["acc_stderr"],
+                "documents": found["documents"],
+            }
+    errors = [task["acc_stderr"] or 0.0 for task in row["tasks"].values()]
+    if errors:
+        mean = sum(task["acc"] for task in row["tasks"].values()) / len(errors)
+        row["mean_accuracy"] = {"acc": mean, "stderr": math.sqrt(sum(e * e for e in errors)) / len(errors)}
+    return row
+
+
+def _mask_seconds(variant: Variant, made: dict[str, Any]) -> float:
+    """Time to make the mask. Learning counts its steps: what a restart or the start-up of workers took does not."""
+    assert variant.made_by is not None
+    if variant.made_by.stage == "learn":
+        history = Checkpoint(variant.made_by.uri_of("checkpoints")).facts["history"]
+        return round(sum(step["seconds"] for step in history), 1)
+    return made["seconds"]
+
+
+def _training(plan: Plan, index: int) -> dict[str, Any]:
+    work = plan.learns[index]
+    history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
+    watched = [step for step in history if "mask_loss.hard" in step]
+    tokens = work.config.settings.batch_rows * plan.config.data.context_length
+    curves = {
+        name: [step[name] for step in history]
+        for name in ("step", "loss", "lm_loss", "density", "expected_density", "temperature", "scale", "learning_rate")
+    }
+    if "multiplier" in history[0]:
+        curves["lagrangian"] = [step["multiplier"] for step in history]
+    return curves | {
+        "target_density": 1 - work.sparsity,
+        "masks": {
+            "step": [step["step"] for step in watched],
+            **{mode: [step[f"mask_loss.{mode}"] for step in watched] for mode in ("sampled", "mean", "hard")},
+        },
+        "tokens_per_second": tokens * len(history) / sum(step["seconds"] for step in history),
+    }

@@ -1,0 +1,85 @@
+"""Prune a language model: learn which weights to keep, export the result, measure it against layer-wise methods.
+
+    python pipeline/run.py run --recipe nano                      # a laptop; the embedded model, a few minutes
+    python pipeline/run.py run --recipe smollm2 sparsities=[0.5]  # any field of the recipe by its dotted name
+    ray job submit --working-dir . -- python pipeline/run.py run --recipe llama-3.2-1b   # a cluster
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+# This file's own folder, which Python puts first, would hide packages behind our module names.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT / "pipeline"]
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+from pipeline.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="pipeline/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("run", "run a recipe; finished stages are skipped"),
+        ("plan", "print stages, sizes, a time estimate and what is finished already; start nothing"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--recipe", required=True, help="name of a recipe, or a .yaml file")
+        command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
+        if name == "run":
+            command.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+    commands.add_parser("recipes", help="list the recipes", description="list the recipes")
+    commands.add_parser("fields", help="list all fields of a recipe with their defaults and meaning")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        if args.command == "recipes":
+            from pipeline.describe import list_recipes
+
+            list_recipes()
+        elif args.command == "fields":
+            from pipeline.describe import list_fields
+
+            list_fields()
+        elif args.command == "plan":
+            from pipeline.describe import show_plan
+            from pipeline.recipe import load
+
+            show_plan(load(args.recipe, args.overrides))
+        else:
+            from pipeline.main import prune
+            from pipeline.recipe import load
+
+            signal.signal(signal.SIGTERM, _interrupt)
+            prune(load(args.recipe, args.overrides), quiet=args.quiet)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

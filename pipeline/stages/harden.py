@@ -1,0 +1,69 @@
+"""Logits or a layer-wise result → exact masks → a Hugging Face directory with zeros and ``masks.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from leap.export import Pruned, export, zeros
+from leap.harden import exact_hardener
+from leap.settings import Scope
+from leap.surgery import prunable_linears
+from pipeline import models
+from pipeline.config import ModelConfig
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.stages.prior import PriorArtifact
+from pipeline.storage import StageDir
+
+VERSION = 1
+LAYERS = "sparsity.json"
+
+
+def run(
+    stage: StageDir, model: ModelConfig, method: str, sparsity: float, scope: Scope, source: StageDir
+) -> dict[str, Any]:
+    """Export one variant.
+
+    Args:
+        source: a finished ``learn`` or ``prior`` stage.
+        scope: within what the sparsity is exact; a prior's masks are taken as they are.
+    """
+    loaded = models.load_model(model)
+    names = list(prunable_linears(loaded))
+    about = {
+        "model": model.source,
+        "revision": model.revision,
+        "model_hash": models.identity(model),
+        "method": method,
+        "sparsity": sparsity,
+        "scope": scope,
+        "pattern": "unstructured",
+    }
+    with stage.work() as (directory, facts):
+        pruned, changed = (
+            _learned(source, names, sparsity, scope) if source.stage == "learn" else _layer_wise(source)
+        )
+        layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
+        (directory / LAYERS).write_text(json.dumps(layers, indent=1))
+        zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant
+        facts |= {**about, "weights_changed": changed, "real_sparsity": zero / numel, "prunable_parameters": numel}
+    return stage.manifest() or {}
+
+
+def _learned(source: StageDir, names: list[str], sparsity: float, scope: Scope) -> tuple[Pruned, bool]:
+    checkpoint = Checkpoint(source.uri_of("checkpoints"))
+
+    def logits() -> Iterable[Tensor]:
+        return (checkpoint.logits(name) for name in names)
+
+    hardener = exact_hardener(logits, sparsity, scope)
+    return (lambda number, name: (hardener.mask(number, checkpoint.logits(name)), None)), False
+
+
+def _layer_wise(source: StageDir) -> tuple[Pruned, bool]:
+    prior = PriorArtifact(source.path())
+    changed = bool((source.manifest() or {})["changes_weights"])
+    return (lambda _, name: (prior.layer(name)[0], prior.weight(name))), changed

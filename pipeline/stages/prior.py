@@ -1,0 +1,100 @@
+"""Layer-wise scores and masks, decoder block by decoder block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leap.layerwise import METHODS, LayerResult, Target, sweep
+from leap.packed import pack, unpack
+from leap.surgery import decoder_blocks
+from pipeline import models
+from pipeline.config import ModelConfig, PriorConfig
+from pipeline.rows import PackedRows
+from pipeline.storage import StageDir
+
+VERSION = 1
+_INDEX = "index.json"
+
+
+def run(
+    stage: StageDir, method: str, sparsity: float, prior: PriorConfig, model: ModelConfig, calibration: StageDir
+) -> dict[str, Any]:
+    """Prune the model with one method at one sparsity; scores and masks, one file per decoder block."""
+    chosen = METHODS[method]
+    loaded = models.load_model(model)
+    rows = None
+    if chosen.needs != "none":
+        packed = PackedRows(calibration.path())
+        rows = torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
+    # Magnitude compared within a row or not makes a method of its own; the usual one compares within the layer.
+    target = Target(sparsity, "layer" if method == "magnitude" else prior.scope)
+    with stage.work() as (directory, facts):
+        writer = _BlockWriter(directory, decoder_blocks(loaded)[0], chosen.changes_weights)
+        for name, result in sweep(loaded, rows, method, target, batch_rows=prior.batch_rows):
+            writer.add(name, result)
+        writer.close()
+        facts |= {"method": method, "sparsity": sparsity, "scope": target.scope, "changes_weights": chosen.changes_weights}
+        facts["rows"] = 0 if rows is None else len(rows)
+    return stage.manifest() or {}
+
+
+class _BlockWriter:
+    """Holds the results of one decoder block at a time."""
+
+    def __init__(self, directory: Path, prefix: str, keep_weights: bool) -> None:
+        self._directory, self._prefix, self._keep_weights = directory, prefix, keep_weights
+        self._block = ""
+        self._tensors: dict[str, Tensor] = {}
+        self._index: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, result: LayerResult) -> None:
+        block = name.removeprefix(self._prefix + ".").split(".")[0]
+        if block != self._block:
+            self._flush()
+            self._block = block
+        self._index[name] = {"file": f"block-{int(block):04d}.safetensors", "shape": list(result.mask.shape)}
+        self._tensors[f"{name}.mask"] = pack(result.mask)
+        # Scores are used for their order only; bfloat16 keeps their range at half the size.
+        self._tensors[f"{name}.score"] = result.score.to(torch.bfloat16).contiguous()
+        if self._keep_weights:
+            self._tensors[f"{name}.weight"] = result.weight.detach().clone().contiguous()
+
+    def _flush(self) -> None:
+        if self._tensors:
+            save_file(self._tensors, self._directory / f"block-{int(self._block):04d}.safetensors")
+            self._tensors = {}
+
+    def close(self) -> None:
+        self._flush()
+        (self._directory / _INDEX).write_text(json.dumps(self._index))
+
+
+class PriorArtifact:
+    """Reads the result of a prior stage layer by layer."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._index: dict[str, dict[str, Any]] = json.loads((directory / _INDEX).read_text())
+
+    def _get(self, name: str, part: str) -> Tensor | None:
+        with safe_open(self._directory / self._index[name]["file"], framework="pt") as file:
+            key = f"{name}.{part}"
+            return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118 - not a dict
+
+    def layer(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mask (bool) and score (bfloat16) of a layer, both [out, in]."""
+        bits, score = self._get(name, "mask"), self._get(name, "score")
+        assert bits is not None
+        assert score is not None
+        return unpack(bits, self._index[name]["shape"]), score
+
+    def weight(self, name: str) -> Tensor | None:
+        """The layer's new weight [out, in], where the method changes weights."""
+        return self._get(name, "weight")

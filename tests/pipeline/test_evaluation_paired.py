@@ -1,0 +1,63 @@
+import math
+
+import pytest
+
+from pipeline.evaluation.paired import paired_accuracy, paired_nll
+from pipeline.evaluation.perplexity import Perplexity
+from pipeline.evaluation.statistics import mean_and_stderr
+from pipeline.evaluation.zero_shot import Document, ZeroShot
+
+
+def measured(scores: dict[tuple[str, int], float]) -> ZeroShot:
+    documents = [Document(task=task, doc=doc, scores={"acc": score}) for (task, doc), score in scores.items()]
+    return ZeroShot(task="t", documents=len(scores), truncated=0, metrics={"acc": 0.0}, per_document=documents)
+
+
+def rows(*nlls: float, tokens: int = 30) -> Perplexity:
+    return Perplexity(perplexity=1.0, nll=0.0, nll_stderr=None, tokens=tokens, nll_per_row=list(nlls))
+
+
+def test_mean_and_stderr_of_one_stratum():
+    mean, stderr = mean_and_stderr([[1.0, 2.0, 6.0]])
+    assert mean == 3
+    assert stderr == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert mean_and_stderr([[5.0]]) == (5.0, None)
+
+
+def test_strata_of_unequal_size_and_mean():
+    # Variances 0 and 2 around very different means: only the spread within the strata counts.
+    mean, stderr = mean_and_stderr([[0.0, 0.0, 0.0], [10.0, 12.0]])
+    assert mean == pytest.approx(22 / 5)
+    assert stderr == pytest.approx(math.sqrt(2 * 2) / 5)
+
+
+def test_a_stratum_of_one_value_makes_it_one_sample():
+    assert mean_and_stderr([[0.0], [1.0, 0.0]]) == mean_and_stderr([[0.0, 1.0, 0.0]])
+
+
+def test_paired_nll():
+    result = paired_nll(rows(2.0, 3.0, 4.0), rows(2.5, 3.5, 5.0))
+    assert result["difference"] == pytest.approx(2 / 3)
+    assert result["stderr"] == pytest.approx(math.sqrt(((1 / 6) ** 2 * 2 + (1 / 3) ** 2) / 2 / 3))
+    assert result["pairs"] == 3
+
+
+@pytest.mark.parametrize("other", [rows(1.0, 2.0), rows(1.0, 2.0, 3.0, tokens=60)])
+def test_other_rows_cannot_be_paired(other):
+    with pytest.raises(ValueError, match="cannot pair 3 rows"):
+        paired_nll(rows(1.0, 2.0, 3.0), other)
+
+
+def test_paired_accuracy_matches_documents_in_any_order():
+    base = measured({("a", 0): 1, ("a", 5): 0, ("b", 0): 1, ("b", 1): 1})
+    variant = measured({("b", 1): 0, ("b", 0): 1, ("a", 5): 0, ("a", 0): 1})
+    result = paired_accuracy(base, variant)
+    assert result == {"difference": -0.25, "stderr": pytest.approx(math.sqrt(2 * 0.5) / 4), "pairs": 4}
+
+
+def test_pairing_is_an_error_for_other_documents_or_a_metric_not_measured():
+    base = measured({("a", 0): 1, ("a", 1): 0})
+    with pytest.raises(ValueError, match="2 and 2 documents, 1 in common"):
+        paired_accuracy(base, measured({("a", 0): 1, ("a", 2): 0}))
+    with pytest.raises(ValueError, match="not measured by 'acc_norm', only by acc"):
+        paired_accuracy(base, base, metric="acc_norm")

@@ -1,0 +1,104 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.tracking import LocalRecords, NoTracker, make_tracker
+from pipeline.tracking.values import flatten, jsonable
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
+
+
+def test_every_call_is_recorded(tmp_path):
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    with LocalRecords(tmp_path).start_run("run", tags={"model": "nano"}) as run:
+        run.log_params({"learn": {"steps": 60, "kinds": ["a", "b"]}})
+        with run.child("learn") as child:
+            child.log_metrics({"loss": 2.5, "density": math.nan}, step=3)
+            child.log_figure(figure, "figures/loss.png")
+        run.log_dict({"rows": np.int64(3)}, "calibration.json")
+        run.log_table([{"name": "dense", "acc": 0.5}, {"name": "wanda", "seconds": 1.0}], "results.csv")
+        run.log_artifact(tmp_path / "masks.safetensors", "masks")
+
+    written = records(tmp_path)
+    assert [(r["run"], r["event"]) for r in written] == [
+        ("run", "start"),
+        ("run", "params"),
+        ("run/learn", "start"),
+        ("run/learn", "metrics"),
+        ("run/learn", "figure"),
+        ("run/learn", "end"),
+        ("run", "dict"),
+        ("run", "table"),
+        ("run", "artifact"),
+        ("run", "end"),
+    ]
+    assert written[0]["tags"] == {"model": "nano"}
+    assert written[1]["params"] == {"learn.steps": "60", "learn.kinds": '["a", "b"]'}
+    assert written[3] | {"time": ""} == {
+        "time": "",
+        "run": "run/learn",
+        "event": "metrics",
+        "metrics": {"loss": 2.5, "density": "nan"},
+        "step": 3,
+    }
+    assert (tmp_path / written[4]["file"]).read_bytes().startswith(b"\x89PNG")
+    assert written[6]["value"] == {"rows": 3}
+    assert (tmp_path / written[7]["file"]).read_text() == "name,acc,seconds\ndense,0.5,\nwanda,,1.0\n"
+    assert all(r["status"] == "FINISHED" for r in written if r["event"] == "end")
+
+
+def test_a_run_ends_its_open_children_and_says_why(tmp_path):
+    def fail():
+        with LocalRecords(tmp_path).start_run("run") as run:
+            run.child("learn")
+            raise ValueError("bad shape")
+
+    with pytest.raises(ValueError, match="bad shape"):
+        fail()
+    ends = [(r["run"], r["status"], r["reason"]) for r in records(tmp_path) if r["event"] == "end"]
+    assert ends == [("run/learn", "FAILED", "ValueError: bad shape"), ("run", "FAILED", "ValueError: bad shape")]
+
+
+def test_an_interrupted_run_is_killed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), LocalRecords(tmp_path).start_run("run"):
+        raise KeyboardInterrupt
+    assert records(tmp_path)[-1]["status"] == "KILLED"
+
+
+def test_records_survive_a_line_that_was_cut(tmp_path):
+    LocalRecords(tmp_path).start_run("run").end()
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"time": "20')
+    LocalRecords(tmp_path).start_run("again")
+    lines = (tmp_path / "records.jsonl").read_text().splitlines()
+    assert lines[2] == '{"time": "20'
+    assert json.loads(lines[3])["run"] == "again"
+
+
+def test_no_tracker_takes_everything():
+    with NoTracker().start_run("run") as run:
+        run.child("stage").log_metrics({"x": 1.0})
+        run.log_params({"a": 1})
+
+
+def test_mlflow_can_be_switched_off(tmp_path):
+    tracker = make_tracker("none", "test", tmp_path / "run")
+    tracker.start_run("run").end()
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert tracker.info() == {"records": str(tmp_path / "run" / "tracking" / "records.jsonl")}
+
+
+def test_values():
+    assert flatten({"a": {"b": {}, "c": None}, "d": (1, 2), "e": True}) == {
+        "a.b": "{}",
+        "a.c": "None",
+        "d": "[1, 2]",
+        "e": "True",
+    }
+    assert jsonable({1: np.array([1.5, np.inf]), "p": {"x"}}) == {"1": [1.5, "inf"], "p": ["x"]}
