@@ -1,10 +1,51 @@
-"""LEAP: learn which weights of a language model to keep."""
+"""LEAP: learn which weights of a language model to keep.
 
+import leap
+
+result = leap.prune(model, rows, sparsity=0.5, settings=leap.LearnSettings(steps=200, batch_rows=8))
+result.export("pruned/", tokenizer)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-try:
-    import leap_kernels  # noqa: F401
-except ModuleNotFoundError:
+if importlib.util.find_spec("leap_kernels") is None:
     # A source checkout that nobody installed, such as the working directory of a Ray job.
     sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
+
+if TYPE_CHECKING:
+    from leap.api import PruneResult, prune
+    from leap.export import zeros
+    from leap.layerwise.sweep import sweep
+    from leap.packed import MaskFile
+    from leap.schedules import Schedule
+    from leap.settings import DensityControl, LearnSettings
+
+# Imported at first use: torch and transformers take seconds, and reading a recipe needs neither.
+_HOME = {
+    "DensityControl": "leap.settings",
+    "LearnSettings": "leap.settings",
+    "MaskFile": "leap.packed",
+    "PruneResult": "leap.api",
+    "Schedule": "leap.schedules",
+    "prune": "leap.api",
+    "sweep": "leap.layerwise.sweep",
+    "zeros": "leap.export",
+}
+
+__all__ = ["DensityControl", "LearnSettings", "MaskFile", "PruneResult", "Schedule", "prune", "sweep", "zeros"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leap' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

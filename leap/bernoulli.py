@@ -1,16 +1,17 @@
 """LEAP's mask: an independent Bernoulli gate per weight, relaxed with logistic noise (arXiv 2605.17289).
 
-M = σ((κ·P + g) / τ) with P the logit and g ~ Logistic(0, 1); the gate is open with probability σ(κ·P).
+M = σ((κ·P + g) / τ) with P the logit and g ~ Logistic(0, 1); the gate is open with probability σ(κ·P). Formulas of the
+forward and backward pass: :mod:`leap_kernels.mask_reference`.
 """
 
 from __future__ import annotations
 
 import torch
+from leap_kernels.mask_ops import mask_backward, mask_forward
 from torch import Tensor
 
 from leap.gates import Draw
 from leap.settings import LearnSettings
-from leap_kernels.mask_ops import mask_backward, mask_forward
 
 
 class BernoulliGate:
@@ -26,21 +27,34 @@ class BernoulliGate:
 
         Graded, the distance from zero grows linearly with the rank of the score, among the kept and among the pruned
         weights of the matrix, from none at the prior's threshold to twice ``strength·std``: the mean stays the same.
+
+        Args:
+            keep: bool [out, in].
+            score: [out, in], any float dtype; ``sign`` does not read it.
+            generator: of the Gaussian, on any device.
+
+        Returns:
+            fp32 [out, in] on the device of ``keep``.
         """
-        logits = torch.randn(keep.shape, generator=generator) * self.std
+        noise = torch.randn(keep.shape, generator=generator, device=generator.device).to(keep.device) * self.std
         sign = keep.float() * 2 - 1
-        if self.grading == "sign":
-            return logits + self.strength * self.std * sign
-        distance = torch.empty(keep.numel())
+        distance = self._ranks(keep, score) * 2 if self.grading == "rank" else 1.0
+        return noise + self.strength * self.std * distance * sign
+
+    @staticmethod
+    def _ranks(keep: Tensor, score: Tensor) -> Tensor:
+        """Ranks in (0, 1) [out, in], rising away from the threshold among the kept and among the pruned; mean ½."""
+        ranks = torch.empty(keep.numel(), device=keep.device)
         flat_keep, flat_score = keep.reshape(-1), score.reshape(-1).float()
-        for part, order_sign in ((flat_keep, 1.0), (~flat_keep, -1.0)):
-            order = torch.argsort(flat_score[part] * order_sign, stable=True)
-            ranks = torch.empty(len(order))
-            ranks[order] = (torch.arange(len(order)) + 0.5) / max(1, len(order))
-            distance[part] = ranks
-        return logits + 2 * self.strength * self.std * distance.view(keep.shape) * sign
+        for part, outwards in ((flat_keep, 1.0), (~flat_keep, -1.0)):
+            order = torch.argsort(flat_score[part] * outwards, stable=True)
+            rank = torch.empty(len(order), device=keep.device)
+            rank[order] = (torch.arange(len(order), device=keep.device) + 0.5) / max(1, len(order))
+            ranks[part] = rank
+        return ranks.view(keep.shape)
 
     def apply(self, weight: Tensor, logits: Tensor, layer: int, draw: Draw, out: Tensor) -> Tensor:
+        """See :meth:`leap.gates.Gate.apply`."""
         _, stats = mask_forward(
             weight,
             logits,
@@ -57,6 +71,7 @@ class BernoulliGate:
     def backward(
         self, grad_masked: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, layer: int, draw: Draw
     ) -> Tensor:
+        """See :meth:`leap.gates.Gate.backward`."""
         return mask_backward(
             grad_masked,
             weight,
@@ -71,5 +86,6 @@ class BernoulliGate:
         )
 
     def mean(self, logits: Tensor, draw: Draw) -> Tensor:
+        """σ(κ·P), the probability that M > ½; without noise M itself, σ(κ·P / τ)."""
         sharpness = draw.scale if draw.noise else draw.scale / draw.temperature
         return torch.sigmoid(logits.float() * sharpness)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leap.packed import save_masks
+from leap.packed import FILE_NAME, save_masks
 from leap.surgery import prunable_linears
 
-#: Gives a layer's mask [out, in] and, where weights were changed, its new weight, by number and name.
+#: Gives a layer's mask (bool [out, in]) and, where weights were changed, its new weight, by number and name. An export
+#: asks twice, first layer by layer for the weights and then for the mask file, so that nobody holds all masks at once.
 Pruned = Callable[[int, str], tuple[Tensor, Tensor | None]]
 
 
@@ -22,34 +23,48 @@ def apply_masks(model: nn.Module, pruned: Pruned) -> dict[str, float]:
     """Set pruned weights of ``model`` to zero, in place. Returns the sparsity of each layer by name.
 
     Raises:
-        ValueError: a mask does not have its weight's shape, or a new weight is not finite.
+        ValueError: a mask is not boolean or not of its weight's shape, or a new weight is not of that shape or not
+            finite in the model's dtype. The layers before it are pruned by then.
     """
     sparsity = {}
     for number, (name, linear) in enumerate(prunable_linears(model).items()):
         mask, weight = pruned(number, name)
-        if mask.shape != linear.weight.shape:
-            raise ValueError(f"{name}: mask {list(mask.shape)} for a weight {list(linear.weight.shape)}")
+        if mask.shape != linear.weight.shape or mask.dtype != torch.bool:
+            raise ValueError(f"{name}: mask {mask.dtype} {list(mask.shape)} for a weight {list(linear.weight.shape)}")
         if weight is not None:
+            if weight.shape != linear.weight.shape:
+                raise ValueError(f"{name}: new weight {list(weight.shape)} for {list(linear.weight.shape)}")
+            weight = weight.to(linear.weight)
             if not torch.isfinite(weight).all():
                 raise ValueError(f"{name}: the new weight holds NaN or Inf")
             linear.weight.copy_(weight)
         linear.weight.masked_fill_(~mask.to(linear.weight.device), 0)
-        sparsity[name] = 1 - float(mask.float().mean())
+        sparsity[name] = 1 - int(mask.count_nonzero()) / mask.numel()
     return sparsity
 
 
-def export(model: PreTrainedModel, tokenizer: Any, pruned: Pruned, directory: Path, about: dict[str, Any]) -> dict[str, float]:
+def export(
+    model: PreTrainedModel, tokenizer: Any, pruned: Pruned, directory: Path, about: dict[str, Any]
+) -> dict[str, float]:
     """Write the pruned model, its tokenizer and ``masks.safetensors``; ``model`` is pruned in place.
+
+    Args:
+        tokenizer: None writes a directory without one.
+        about: facts for the mask file, see :func:`leap.packed.save_masks`.
 
     Returns:
         The sparsity of each layer by name.
+
+    Raises:
+        ValueError: see :func:`apply_masks`; nothing is written then.
     """
     sparsity = apply_masks(model, pruned)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
     masks = ((name, pruned(number, name)[0]) for number, name in enumerate(sparsity))
-    save_masks(directory / "masks.safetensors", masks, about)
+    save_masks(directory / FILE_NAME, masks, about)
     return sparsity
 
 

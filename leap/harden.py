@@ -15,23 +15,40 @@ from leap.settings import Scope
 
 @dataclass(frozen=True)
 class Hardener:
-    """Keeps the weights with the largest logits, exactly as many as ``sparsity`` leaves in each unit of ``scope``."""
+    """Keeps the weights with the largest logits, exactly as many as ``sparsity`` leaves in each unit of ``scope``.
+
+    Equal logits are settled by position: the first in layer order and flat index stays. So masks of the same logits are
+    nested: what is kept at one sparsity is kept at every lower one.
+
+    Raises:
+        ValueError: a sparsity outside [0, 1).
+    """
 
     sparsity: float
+    """Share of the weights to prune; their number is rounded to the nearest integer."""
     scope: Scope
+    """Unit within which the number is exact."""
     cut: Cut | None = None
     """Cut through all logits of the model; for the scope ``global`` only."""
     ties_before: dict[int, int] = field(default_factory=dict)
     """Ties at the cut in the layers before a layer; without an entry all of the layer's ties are pruned."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), not {self.sparsity}")
+
     def mask(self, layer: int, logits: Tensor) -> Tensor:
-        """Boolean mask [out, in] of layer number ``layer``."""
+        """Boolean mask [out, in] of layer number ``layer``.
+
+        Raises:
+            ValueError: a NaN among the logits.
+        """
         if self.scope != "global":
-            return select_mask(logits.float(), Target(self.sparsity, self.scope))
+            return select_mask(logits.detach().float(), Target(self.sparsity, self.scope))
         assert self.cut is not None
         if layer in self.ties_before:
             return keep_above(logits, self.cut, self.ties_before[layer])[0]
-        return logits.float() > self.cut.value
+        return self.cut.above(logits.detach())
 
 
 def global_hardener(
@@ -39,7 +56,18 @@ def global_hardener(
     sparsity: float,
     reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> Hardener:
-    """A hardener of scope ``global`` without tie-breaking, from logits that may be spread over processes."""
+    """A hardener of scope ``global`` without tie-breaking, from logits that may be spread over processes.
+
+    It prunes all ties at the cut, so where there are some, slightly more than asked: good enough to watch a run.
+
+    Args:
+        tensors: gives the logits that this process holds, in any order and shape, at every call. Two passes are made.
+        sparsity: share of all logits to prune.
+        reduce: adds up a tensor of counts over the processes.
+
+    Raises:
+        ValueError: a NaN among the logits, or a sparsity outside [0, 1).
+    """
     return Hardener(sparsity, "global", cut(tensors, lambda n: prune_count(sparsity, n), reduce))
 
 
@@ -48,12 +76,17 @@ def exact_hardener(tensors: Callable[[], Iterable[Tensor]], sparsity: float, sco
 
     Args:
         tensors: gives the logits of all layers in layer order, at every call. Three passes are made.
+        sparsity: share of the logits to prune in each unit of ``scope``.
+
+    Raises:
+        ValueError: a NaN among the logits, or a sparsity outside [0, 1).
     """
     if scope != "global":
         return Hardener(sparsity, scope)
     at = cut(tensors, lambda n: prune_count(sparsity, n))
-    ties, before = 0, {}
+    ties = 0
+    before: dict[int, int] = {}
     for layer, logits in enumerate(tensors()):
         before[layer] = ties
-        ties += int(torch.count_nonzero(logits.float() == at.value))
+        ties += int(torch.count_nonzero(logits.detach().float() == at.value))
     return Hardener(sparsity, scope, at, before)

@@ -4,20 +4,23 @@ The learner knows nothing of how gradients are computed, reduced or applied: a p
 DeepSpeed worker of the pipeline drive the same object.
 
     total = (1 − d)·CE + d·KL(dense ‖ masked) + density term − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
+
+With gap = density(M) − target, the density term is λ1·|gap| (method.md, section 1), or λ·gap + c/2·gap² with
+λ += c·gap / (relaxation·T) after each of the T steps (the method of multipliers, its step made independent of T).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leap.gates import Draw, GateState, Mode
 from leap.harden import Hardener
+from leap.losses import output_losses
 from leap.settings import LearnSettings
 
 
@@ -34,24 +37,13 @@ class MaskedWeights:
     """Σ over layers of ‖W‖_F."""
 
 
-def cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats. ``logits`` [R, S, V], ``rows`` [R, S]."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten())
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean KL(teacher ‖ student) per position in nats, from logits [R, S, V]."""
-    target = F.log_softmax(teacher.flatten(0, 1).float(), dim=-1)
-    return F.kl_div(F.log_softmax(student.flatten(0, 1).float(), dim=-1), target, log_target=True, reduction="batchmean")
-
-
 class MaskLearner:
     """Losses, metrics and the density controller of one run.
 
     Args:
         forward: maps rows [R, S] to logits [R, S, V] through the model that ``state`` belongs to.
         density: the share of weights to keep.
-        reduce: mean of a float64 tensor over all workers.
+        reduce: mean of a float64 tensor over all workers, on the CPU.
     """
 
     def __init__(
@@ -66,18 +58,26 @@ class MaskLearner:
         self.forward, self.state, self.weights = forward, state, weights
         self.settings, self.density, self.reduce = settings, density, reduce
         self.multiplier = 0.0
-        self._sums: dict[str, float] = {}
+        self._names: list[str] = []
+        self._sums: Tensor | None = None  # float64, in the order of _names
         self._count = 0
 
     def draw(self, step: int, microbatch: int) -> Draw:
-        """The noise and schedules of micro-batch ``microbatch`` (counted over all workers) of optimiser step ``step``."""
+        """Noise and schedules of micro-batch ``microbatch`` (counted over all workers) of optimiser step ``step``."""
         s = self.settings
         progress = step / max(1, s.steps - 1)
-        index = step * (s.batch_rows // s.microbatch_rows) + microbatch
+        index = step * s.microbatches + microbatch
         return Draw(s.scale.at(progress), s.temperature.at(progress), s.noise, s.seed, index)
 
     def loss(self, rows: Tensor, step: int, microbatch: int) -> Tensor:
-        """The total loss of one micro-batch, rows [R, S], with its graph."""
+        """The total loss of one micro-batch, rows [R, S], with its graph.
+
+        Run its backward pass before anything else goes through the model: with activation checkpointing, that draws
+        masks once more from the shared state.
+
+        Raises:
+            RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
+        """
         s, state = self.settings, self.state
         teacher = None
         if s.distillation > 0:
@@ -85,34 +85,53 @@ class MaskLearner:
             with torch.no_grad():
                 teacher = self.forward(rows)
         state.mode, state.draw = "sampled", self.draw(step, microbatch)
-        state.stats.clear()
-        state.collecting = True
-        logits = self.forward(rows)
-        state.collecting = False  # recomputed activations must not add to the sums
-
-        device = state.stats[0].device
-        sums = torch.stack([t.to(device) for t in state.stats])  # [layers, 3]
-        state.stats.clear()
+        logits, sums = self._collect(rows)
         sampled, expected = sums[:, 0].sum() / self.weights.numel, sums[:, 2].sum() / self.weights.numel
         gap = (sampled if s.density.of == "sampled" else expected) - self.density
         if s.density.kind == "penalty":
             density_term = s.density.weight * gap.abs()
         else:
             density_term = self.multiplier * gap + s.density.weight / 2 * gap.square()
+        # The clamp keeps the slope of the root finite for a layer whose weights are all zero.
         norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / self.weights.norm
         fading = 1 - step / s.steps
 
-        lm_loss = cross_entropy(logits, rows)
+        lm_loss, divergence = output_losses(logits, rows, teacher)
         task = lm_loss
         parts = {"lm_loss": lm_loss, "density": sampled, "expected_density": expected, "gap": gap, "norm": norm}
-        if teacher is not None:
-            parts["divergence"] = divergence(teacher, logits)
-            task = (1 - s.distillation) * lm_loss + s.distillation * parts["divergence"]
-        total = task + (density_term - s.weight_reward * fading * norm).to(task.dtype)
-        for name, value in {**parts, "loss": total}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        self._count += 1
+        if divergence is not None:
+            parts["divergence"] = divergence
+            task = (1 - s.distillation) * lm_loss + s.distillation * divergence
+        total = task + (density_term - s.weight_reward * fading * norm).to(task)
+        self._note({**parts, "loss": total})
         return total
+
+    def _collect(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [R, S, V] of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
+        state = self.state
+        state.stats.clear()
+        state.collecting = True
+        try:
+            logits = self.forward(rows)
+        finally:
+            state.collecting = False  # recomputed activations must not add to the sums
+        stats = [t.to(logits.device) for t in state.stats]
+        state.stats.clear()
+        if len(stats) != state.layers:
+            raise RuntimeError(
+                f"{state.layers} layers are masked, but {len(stats)} ran in a forward pass; the density of a model "
+                "that leaves layers out or runs them twice cannot be controlled"
+            )
+        sums = torch.stack(stats)
+        if torch.is_grad_enabled() and not sums.requires_grad:
+            raise RuntimeError("the masks have no gradient; use activation checkpointing with use_reentrant=False")
+        return logits, sums
+
+    def _note(self, parts: dict[str, Tensor]) -> None:
+        values = torch.stack([value.detach().to(parts["loss"].device, torch.float64) for value in parts.values()])
+        self._names = list(parts)
+        self._sums = values if self._sums is None else self._sums + values
+        self._count += 1
 
     def finish_step(self, step: int) -> dict[str, float]:
         """Means over the micro-batches and workers of the step; moves the multiplier.
@@ -121,10 +140,10 @@ class MaskLearner:
             NonFiniteLossError: the loss of any worker is NaN or infinite. Call it before the optimiser's step.
         """
         s = self.settings
-        names = list(self._sums)
-        means = self.reduce(torch.tensor([self._sums[n] for n in names], dtype=torch.float64) / self._count)
-        metrics = dict(zip(names, means.tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        assert self._sums is not None
+        means = self.reduce(self._sums.cpu() / self._count)
+        metrics = dict(zip(self._names, means.tolist(), strict=True))
+        self._sums, self._count = None, 0
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteLossError(f"the loss is {metrics['loss']} at step {step}")
         gap = metrics.pop("gap")
@@ -142,13 +161,13 @@ class MaskLearner:
         modes: tuple[Mode, ...] = ("sampled", "mean", "hard")
         for mode in modes:
             self.state.mode = mode
-            values = [float(cross_entropy(self.forward(rows), rows)) for rows in batches]
+            values = [float(output_losses(self.forward(rows), rows)[0]) for rows in batches]
             losses[mode] = sum(values) / len(values)
         means = self.reduce(torch.tensor(list(losses.values()), dtype=torch.float64))
         return dict(zip(losses, means.tolist(), strict=True))
 
 
-def weight_norms(layers: dict[str, nn.Linear]) -> MaskedWeights:
+def weight_norms(layers: Mapping[str, nn.Linear]) -> MaskedWeights:
     """Totals over ``layers`` whose weights are whole in this process."""
     norm = sum(float(torch.linalg.vector_norm(layer.weight.detach().float())) for layer in layers.values())
     return MaskedWeights(sum(layer.weight.numel() for layer in layers.values()), norm)

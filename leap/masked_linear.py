@@ -5,14 +5,16 @@ Shapes: x [..., in], weight W and logits P [out, in], bias [out].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from leap.gates import Draw, Gate, GateState
-from leap.harden import Hardener
 from leap.surgery import prunable_linears
 
 
@@ -24,7 +26,7 @@ class _MaskedMatmul(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, gate: Gate, layer: int, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         masked = torch.empty_like(weight)
@@ -34,10 +36,11 @@ class _MaskedMatmul(torch.autograd.Function):
         return F.linear(x, masked, bias), stats
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_stats: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_stats: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, logits = ctx.saved_tensors
         grad_y2 = grad_y.reshape(-1, grad_y.shape[-1])
-        scratch = torch.empty_like(weight)
+        scratch = torch.empty_like(weight)  # first M⊙W, then dL/d(M⊙W)
         grad_x = None
         if ctx.needs_input_grad[0]:
             ctx.gate.apply(weight, logits, ctx.layer, ctx.draw, out=scratch)
@@ -50,7 +53,8 @@ class _MaskedMatmul(torch.autograd.Function):
 class MaskedLinear(nn.Linear):
     """``nn.Linear`` with frozen weight and bias and trainable mask logits.
 
-    It takes over the parameters of the layer it replaces, under the same names, and adds ``logits``.
+    It takes over the parameters of the layer it replaces, under the same names, and adds ``logits`` (fp32 or bf16,
+    [out, in]), which whoever installs it provides.
     """
 
     logits: nn.Parameter
@@ -58,38 +62,67 @@ class MaskedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, layer: int, gate: Gate, state: GateState) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
         self.layer, self.gate, self.state = layer, gate, state
+        self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """y [..., out] with the mask that the shared state's mode asks for.
+
+        Raises:
+            RuntimeError: the state lacks what its mode needs.
+        """
         state = self.state
         if state.mode == "dense":
             return F.linear(x, self.weight, self.bias)
+        if state.mode == "hard":
+            if state.harden is None:
+                raise RuntimeError("set GateState.harden before a forward pass in the mode hard")
+            mask = state.harden.mask(self.layer, self.logits)
+            return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
         if state.draw is None:
-            raise RuntimeError("set GateState.draw before a masked forward pass")
-        if state.mode == "sampled":
-            y, stats = _MaskedMatmul.apply(x, self.weight, self.bias, self.logits, self.gate, self.layer, state.draw)
-            if state.collecting:
-                state.stats.append(stats)
-            return y
+            raise RuntimeError(f"set GateState.draw before a forward pass in the mode {state.mode}")
         if state.mode == "mean":
             mask = self.gate.mean(self.logits, state.draw)
-        else:
-            assert isinstance(state.harden, Hardener)
-            mask = state.harden.mask(self.layer, self.logits)
-        return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
+            return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
+        y, stats = _MaskedMatmul.apply(x, self.weight, self.bias, self.logits, self.gate, self.layer, state.draw)
+        if state.collecting:
+            state.stats.append(stats)
+        return y
 
 
 def install_masks(model: nn.Module, gate: Gate) -> tuple[GateState, dict[str, MaskedLinear]]:
     """Freeze ``model`` and replace every prunable linear layer by a :class:`MaskedLinear` without logits yet.
 
-    Returns the shared state and the new layers by dotted name, in module order; a layer's number in that order is part
-    of the counter of its noise.
+    Returns the shared state, in the mode ``dense``, and the new layers by dotted name, in module order; a layer's
+    number in that order is part of the counter of its noise.
+
+    Raises:
+        ValueError: ``model`` has no decoder blocks with linear layers.
     """
+    linears = prunable_linears(model)
     model.requires_grad_(False)
-    state = GateState()
+    state = GateState(layers=len(linears))
     layers = {}
-    for number, (name, linear) in enumerate(prunable_linears(model).items()):
+    for number, (name, linear) in enumerate(linears.items()):
         layers[name] = MaskedLinear(linear, number, gate, state)
         model.set_submodule(name, layers[name])
     return state, layers
+
+
+@contextmanager
+def masks_installed(model: nn.Module, gate: Gate) -> Iterator[tuple[GateState, dict[str, MaskedLinear]]]:
+    """:func:`install_masks` for the duration of the context.
+
+    However it ends, the model gets its own linear layers and ``requires_grad`` flags back.
+    """
+    linears = prunable_linears(model)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield install_masks(model, gate)
+    finally:
+        for name, linear in linears.items():
+            model.set_submodule(name, linear)
+        for parameter in trainable:
+            parameter.requires_grad_(True)

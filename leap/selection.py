@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,9 @@ class Cut:
     value: float
     """The largest pruned value; −inf when nothing is pruned."""
     numel: int
+    """How many values there are."""
     pruned: int
+    """How many of them are pruned."""
     below: int
     """How many values are smaller than ``value``."""
     equal: int
@@ -30,20 +32,29 @@ class Cut:
         """How many of the values equal to ``value`` are kept."""
         return self.equal - (self.pruned - self.below)
 
+    def above(self, values: Tensor) -> Tensor:
+        """Where ``values``, taken as fp32, are kept whatever happens to the ties; bool of the same shape."""
+        if self.pruned == 0:
+            return torch.ones_like(values, dtype=torch.bool)  # the comparison would prune values of −inf
+        return values.float() > self.value
 
-def _keys(values: Tensor) -> Tensor:
-    """int32 keys in the order of fp32 ``values``; −0 equals 0."""
-    bits = (values.reshape(-1).float() + 0.0).view(torch.int32)
+
+def _keys(chunk: Tensor) -> Tensor:
+    """int32 keys in the order of the fp32 values of a flat ``chunk``; −0 equals 0.
+
+    Positive floats are ordered like their bits, negative ones the other way round, so theirs are flipped.
+    """
+    bits = (chunk.float() + 0.0).view(torch.int32)  # −0 + 0 = 0
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _chunks(tensors: Callable[[], Iterable[Tensor]]) -> Iterable[Tensor]:
+def _chunks(tensors: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
+    """Keys of the values, a bounded number at a time."""
     for tensor in tensors():
         for chunk in tensor.detach().reshape(-1).split(_CHUNK):
-            keys = _keys(chunk)
             if torch.isnan(chunk).any():
                 raise ValueError("a NaN among the values to rank")
-            yield keys
+            yield _keys(chunk)
 
 
 def cut(
@@ -58,11 +69,11 @@ def cut(
 
     Args:
         tensors: gives the same tensors, of any shape, at every call.
-        pruned: number of smallest values to prune, from the number of values.
+        pruned: number of smallest values to prune, from the number of values in all processes.
         reduce: adds up a tensor of counts over processes that hold parts of the values (an all-reduce).
 
     Raises:
-        ValueError: a value is NaN.
+        ValueError: a value is NaN, or fewer than none or more than all values are to be pruned.
     """
     high = torch.zeros(_BUCKETS, dtype=torch.int64)
     for keys in _chunks(tensors):
@@ -70,6 +81,8 @@ def cut(
     high = reduce(high)
     numel = int(high.sum())
     k = pruned(numel)
+    if not 0 <= k <= numel:
+        raise ValueError(f"cannot prune {k} of {numel} values")
     if k == 0:
         return Cut(value=float("-inf"), numel=numel, pruned=0, below=0, equal=0)
     before = high.cumsum(0)
@@ -94,8 +107,8 @@ def keep_above(values: Tensor, cut_at: Cut, ties_before: int = 0) -> tuple[Tenso
     Ties at the cut are kept in flat order, over all tensors in their order: ``ties_before`` is the number of ties in
     the tensors before this one.
     """
-    flat = values.reshape(-1).float()
-    keep = flat > cut_at.value
+    flat = values.detach().reshape(-1).float()
+    keep = cut_at.above(flat)
     tied = (flat == cut_at.value).nonzero().squeeze(1)
     keep[tied[: max(0, cut_at.kept_ties - ties_before)]] = True
     return keep.view(values.shape), len(tied)

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from leap.schedules import Schedule
+from leap.validation import NO_UNKNOWN_KEYS, check_choices
 
 Scope = Literal["global", "layer", "row"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DensityControl:
-    """How training is held to the density that was asked for. Hardening makes it exact in any case."""
+    """How training is held to the density that was asked for. Hardening makes it exact in any case.
 
-    __pydantic_config__ = {"extra": "forbid"}
+    Raises:
+        ValueError: a value out of its range; the message names the field.
+    """
+
+    __pydantic_config__ = NO_UNKNOWN_KEYS
 
     kind: Literal["penalty", "lagrangian"] = "penalty"
-    """``penalty``: weight·|density − target|, LEAP's loss. ``lagrangian``: augmented Lagrangian with a learned multiplier."""
+    """``penalty``: weight·|density − target|, LEAP's loss. ``lagrangian``: augmented, with a learned multiplier."""
     weight: float = 7.0
-    """λ1 of the penalty, or c in the augmented Lagrangian λ·gap + c/2·gap²."""
+    """λ1 of the penalty, or c in the augmented Lagrangian λ·gap + c/2·gap²; the latter wants 100 and more."""
     relaxation: float = 0.1
-    """Lagrangian: share of the run over which λ takes over what c·gap exerts (λ += c·gap / (relaxation·steps) a step)."""
+    """Lagrangian: share of the run in which λ takes over what c·gap exerts; λ += c·gap / (relaxation·steps) a step."""
     of: Literal["sampled", "expected"] = "sampled"
     """Density that is controlled: mean of the sampled soft mask, or the probability mean σ(scale · logit)."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight must not be negative, not {self.weight}")
-        if self.relaxation <= 0:
-            raise ValueError(f"relaxation must be positive, not {self.relaxation}")
+        check_choices(self)
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and not negative, not {self.weight}")
+        if not 0 < self.relaxation < math.inf:
+            raise ValueError(f"relaxation must be positive and finite, not {self.relaxation}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """Mask learning. Lengths are in optimiser steps, batches in rows of the calibration set."""
+    """Mask learning. Lengths are in optimiser steps, batches in rows of the calibration set.
 
-    __pydantic_config__ = {"extra": "forbid"}
+    Raises:
+        ValueError: a value out of its range; the message names the field.
+    """
+
+    __pydantic_config__ = NO_UNKNOWN_KEYS
 
     steps: int = 2000
     """Optimiser steps."""
@@ -78,14 +89,31 @@ class LearnSettings:
     """Seed of the first logits and of the noise."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "batch_rows", "microbatch_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.batch_rows % self.microbatch_rows:
-            raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of microbatch_rows {self.microbatch_rows}")
-        if not 0 <= self.distillation <= 1:
-            raise ValueError(f"distillation must lie in [0, 1], not {self.distillation}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
-        if not 0 <= self.final_rate <= 1:
-            raise ValueError(f"final_rate must lie in [0, 1], not {self.final_rate}")
+            raise ValueError(
+                f"batch_rows {self.batch_rows} is not a multiple of microbatch_rows {self.microbatch_rows}"
+            )
+        if self.steps * self.microbatches > 1 << 32:
+            raise ValueError(f"steps {self.steps} of {self.microbatches} micro-batches exceed the noise's 2**32 draws")
+        for name in ("prior_strength", "weight_reward", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        for name in ("init_std", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        for name in ("distillation", "final_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
+
+    @property
+    def microbatches(self) -> int:
+        """Micro-batches in a global batch."""
+        return self.batch_rows // self.microbatch_rows

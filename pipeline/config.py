@@ -10,6 +10,7 @@ from leap.settings import LearnSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Method = Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]
 
 
 class Section(BaseModel):
@@ -18,7 +19,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     source: str = "nano"
-    """``nano`` (embedded), a directory, a Hugging Face name, or ``gguf:PACKAGE``: an installed package with a GGUF file."""
+    """``nano`` (embedded), a directory, a Hugging Face name, or ``gguf:PACKAGE``, an installed package with weights."""
     revision: str | None = None
     """Revision of a Hugging Face name."""
     dtype: Dtype = "float32"
@@ -29,7 +30,10 @@ class ModelConfig(Section):
 
 class CorpusConfig(Section):
     source: str | list[str] = "embedded"
-    """``embedded``, files (txt, jsonl, parquet; globs and URIs allowed; $VARIABLES are expanded), or ``hub:DATASET``."""
+    """``embedded``, ``hub:DATASET``, or files: txt, jsonl, parquet; globs, URIs and $VARIABLES are expanded.
+
+    $LEAP_DATA is ``shared/data`` beside the project's folder where the environment does not set it.
+    """
     fallback: Literal["embedded"] | None = None
     """What to read, with a warning, where no file of ``source`` exists."""
     text_field: str = "text"
@@ -39,7 +43,10 @@ class CorpusConfig(Section):
     split: str = "train"
     """Split of a hub data set."""
     share: tuple[int, int] = (0, 100)
-    """Percent range of the hash of a document: ranges that do not overlap share no document."""
+    """Percent range of the hash of a document: ranges that do not overlap share no document.
+
+    By default the embedded text is divided among its uses and any other is taken whole.
+    """
     tokens: int = Field(default=65536, gt=0)
     """Tokens to take; rows of context_length tokens are filled up to at least this many."""
 
@@ -48,6 +55,14 @@ class CorpusConfig(Section):
         low, high = self.share
         if not 0 <= low < high <= 100:
             raise ValueError(f"share must be two rising numbers within 0 and 100, not {list(self.share)}")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_are_of_files(self) -> CorpusConfig:
+        if isinstance(self.source, list) and (
+            not self.source or any(s == "embedded" or s.startswith("hub:") for s in self.source)
+        ):
+            raise ValueError(f"source must be one of embedded and hub:DATASET, or files, not {self.source}")
         return self
 
 
@@ -67,7 +82,7 @@ class DataConfig(Section):
 
 
 class PriorConfig(Section):
-    methods: list[Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]] = ["magnitude", "wanda"]
+    methods: list[Method] = ["magnitude", "wanda"]
     """Layer-wise methods that get a row in the table. The priors of ``learn`` are computed in any case."""
     scope: Literal["row", "layer"] = "row"
     """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
@@ -75,6 +90,12 @@ class PriorConfig(Section):
     """Calibration rows that the statistics are taken from."""
     batch_rows: int = Field(default=8, gt=0)
     """Rows in one forward pass."""
+
+    @model_validator(mode="after")
+    def _methods_are_named_once(self) -> PriorConfig:
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods must be different names, not {self.methods}")
+        return self
 
 
 class LearnConfig(Section):
@@ -125,13 +146,28 @@ class EvaluateConfig(Section):
     task_directory: str | None = None
     """Directory of lm-eval task YAML files. $VARIABLES are expanded."""
     documents: int | None = Field(default=None, gt=0)
-    """Documents per task, drawn at random but the same for all variants; none: the full set."""
+    """Documents per task (per subject of a group), drawn at random but the same for all variants; none: all."""
+    documents_of: dict[str, Annotated[int, Field(gt=0)] | None] = {}
+    """``documents`` of single tasks that need another number, by name."""
     skip_first: int = Field(default=0, ge=0)
     """Leave out the first documents of each task (those settings were chosen on)."""
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     """Sequences in one forward pass of a task."""
     cloze: ClozeConfig | None = None
     """Build and run a cloze task from the first evaluation text."""
+
+    def documents_for(self, task: str) -> int | None:
+        """Documents of a task by its name, or by a path that ends in it."""
+        return self.documents_of.get(task.rsplit("/", 1)[-1], self.documents)
+
+    @model_validator(mode="after")
+    def _tasks_are_named_once(self) -> EvaluateConfig:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks must be different names, not {self.tasks}")
+        unknown = [name for name in self.documents_of if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"documents_of: {unknown[0]} is none of the tasks ({', '.join(self.tasks) or 'none'})")
+        return self
 
 
 class TrackingConfig(Section):
@@ -170,12 +206,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
-            raise ValueError("sparsities must be one or more different numbers")
-        taken = {"dense", *self.prior.methods}
-        for name in self.learn:
-            if name in taken or not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"learn.{name}: choose a name of letters, digits, - and _ that no other method has")
-        clash = [n for n in self.data.evaluation if n in {"calibration", "heldout"}]
-        if clash:
-            raise ValueError(f"data.evaluation.{clash[0]}: this name is taken")
+            raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
+        taken = {
+            "learn": {"dense", *self.prior.methods},
+            "data.evaluation": {"calibration", "heldout", *self.evaluate.tasks},
+        }
+        for section, entries in (("learn", self.learn), ("data.evaluation", self.data.evaluation)):
+            for name in entries:
+                # They become names of directories and of metrics.
+                if name in taken[section] or not name.replace("-", "").replace("_", "").isalnum():
+                    raise ValueError(f"{section}.{name}: choose another name, of letters, digits, - and _")
         return self

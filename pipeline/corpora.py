@@ -16,6 +16,7 @@ from ray.data import Dataset
 from pipeline.config import CorpusConfig
 from pipeline.errors import UserError
 from pipeline.nano import corpus as embedded
+from pipeline.paths import expand_variables
 
 _READABLE = (".txt", ".jsonl", ".json", ".parquet", ".jsonl.gz", ".txt.gz")
 
@@ -26,26 +27,46 @@ def expand(config: CorpusConfig) -> list[str] | None:
     Raises:
         UserError: a file does not exist and there is no fallback, or its type is not readable.
     """
-    sources = [config.source] if isinstance(config.source, str) else list(config.source)
+    sources = _sources(config)
     if sources == ["embedded"] or sources[0].startswith("hub:"):
         return None
     files: list[str] = []
+    missing = ""
     for source in sources:
-        path = os.path.expandvars(source)
+        path = expand_variables(source)
         if "://" in path:
             files.append(path)
             continue
         found = sorted(glob.glob(os.path.expanduser(path)))
-        if not found:
-            if config.fallback:
-                return None
-            unset = " (the variable is not set)" if "$" in path else ""
-            raise UserError(f"source: no file matches {source}{unset}; give existing files, embedded or hub:NAME")
+        missing = missing or ("" if found else source)
         files += [str(Path(f).resolve()) for f in found]
+    if missing and not files and config.fallback:
+        return None
+    if missing:
+        # Some of several files is not what a table should be made from, fallback or not.
+        unset = " (the variable is not set)" if "$" in expand_variables(missing) else ""
+        raise UserError(f"source: no file matches {missing}{unset}; give existing files, embedded or hub:NAME")
     for file in files:
         if not file.endswith(_READABLE):
             raise UserError(f"source: cannot read {file}; known types: {', '.join(_READABLE)}")
+    kinds = {_kind(file) for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"source: files of one type, please, not {', '.join(sorted(kinds))} together")
     return files
+
+
+def uses_fallback(config: CorpusConfig) -> bool:
+    """Whether the embedded text stands in for files that do not exist."""
+    return _sources(config) != ["embedded"] and describe(config) == "embedded"
+
+
+def _sources(config: CorpusConfig) -> list[str]:
+    return [config.source] if isinstance(config.source, str) else list(config.source)
+
+
+def _kind(file: str) -> str:
+    kind = file.removesuffix(".gz").rsplit(".", 1)[-1]
+    return "jsonl" if kind == "json" else kind  # both hold one record per line
 
 
 def describe(config: CorpusConfig) -> str:
@@ -76,10 +97,7 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
         return _read_embedded(config.share, shards)
     if files is None:
         return _read_hub(config, trust_remote_code)
-    kinds = {f.removesuffix(".gz").rsplit(".", 1)[-1] for f in files}
-    if len(kinds) > 1:
-        raise UserError(f"source: files of one type, please, not {', '.join(sorted(kinds))} together")
-    kind = kinds.pop()
+    kind = _kind(files[0])
     if kind == "parquet":
         data = ray.data.read_parquet(files, columns=[config.text_field], override_num_blocks=shards)
     elif kind == "txt":
@@ -88,7 +106,11 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
     else:
         data = ray.data.read_json(files, override_num_blocks=shards, lines=True)
     field = config.text_field
-    return data if field == "text" else data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)
+    return data if field == "text" else _renamed(data, field)
+
+
+def _renamed(data: Dataset, field: str) -> Dataset:
+    return data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)  # type: ignore[arg-type]
 
 
 def _rename(batch: dict[str, np.ndarray], field: str) -> dict[str, np.ndarray]:
@@ -137,7 +159,7 @@ def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
         raise UserError(f"source: cannot read hub:{name}: {' '.join(str(error).split())[:300]}") from error
     data = ray.data.from_huggingface(stream)
     field = config.text_field
-    return data if field == "text" else data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)
+    return data if field == "text" else _renamed(data, field)
 
 
 def document_hash(text: str) -> str:

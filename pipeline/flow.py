@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
-from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
@@ -80,17 +83,21 @@ class Flow:
                 key = f"evaluation.{role}" if role in config.data.evaluation else role
                 raise UserError(f"data.{key}.{error}") from error
             self._note(stage, cached=False)
+            with self._run.child(stage.name, {"stage": "calibrate"}) as child:
+                child.log_params({"source": facts["source"], "fingerprint": stage.key})
+                child.log_metrics({k: v for k, v in facts.items() if isinstance(v, int | float)})
             self.console.say(
                 f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "
                 f"{facts['context_length']}, {facts['tokens_per_second']:.0f} tokens/s"
             )
 
     def _fan_out(self, work: Iterable[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]]) -> None:
-        """Run independent pieces of work as Ray tasks, as many at a time as there are CPUs."""
+        """Run independent work as Ray tasks, as many at a time as there are CPUs (or GPUs, if learning has any)."""
         running = {}
+        gpus = 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
         for stage, function, arguments in work:
             if not self._cached(stage):
-                task = ray.remote(num_cpus=1, max_retries=1)(function)
+                task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(function)
                 running[task.remote(stage, *arguments)] = stage
         total = len(running)
         while running:
@@ -105,7 +112,7 @@ class Flow:
         config = self.plan.config
         rows = self.plan.corpora["calibration"][0]
         self._fan_out(
-            (stage, prior.run, (method, sparsity, config.prior, config.model, rows))
+            (stage, prior.run, (method, sparsity, config.prior, config.model, rows, config.seed))
             for (method, sparsity), stage in self.plan.priors.items()
         )
 
@@ -149,11 +156,11 @@ class Flow:
         for m in self.plan.measurements:
             if m.kind == "perplexity":
                 rows = self.plan.corpora[m.subject][0]
-                arguments = (config.model, m.variant.export, rows, config.evaluate.batch_rows)
-                work.append((m.stage, evaluate.perplexity, arguments))
+                on_text = (config.model, m.variant.export, rows, config.evaluate.batch_rows)
+                work.append((m.stage, evaluate.perplexity, on_text))
             else:
-                arguments = (config.model, m.variant.export, m.spec, config.evaluate, config.seed)
-                work.append((m.stage, evaluate.zero_shot, arguments))
+                on_task = (config.model, m.variant.export, m.spec, config.evaluate, config.seed)
+                work.append((m.stage, evaluate.zero_shot, on_task))
         self._fan_out(work)
 
 
@@ -164,7 +171,9 @@ class _Learning:
         config = plan.config
         self.work = work
         settings = work.config.settings
-        self._run = run.child(work.stage.name, {"stage": "learn", "method": work.name, "sparsity": f"{work.sparsity:g}"})
+        self._run = run.child(
+            work.stage.name, {"stage": "learn", "method": work.name, "sparsity": f"{work.sparsity:g}"}
+        )
         self._run.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
         self._board = Board.remote()  # type: ignore[attr-defined]
         self._progress = TrainingProgress(
@@ -233,23 +242,36 @@ def _get(reference: Any) -> Any:
         raise
 
 
-def start_ray(config: RunConfig) -> None:
-    """Connect to the cluster of a submitted job, else start one on this machine, for this run only."""
-    import logging
-    import os
-
+def resources() -> dict[str, float]:
+    """CPUs and GPUs of the cluster; before Ray runs, those of the cluster that it will start on this machine."""
     if ray.is_initialized():
-        return
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, str(Path(root) / "kernels")]
+        return ray.cluster_resources()
+    # Two at least: the second is idle most of the time, but a single one could not place two workers.
+    return {"CPU": max(2, os.cpu_count() or 1), "GPU": torch.cuda.device_count()}
+
+
+def start_ray() -> None:
+    """Connect to the cluster of a submitted job, else start one on this machine, for this run only."""
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
-        return
-    ray.init(
-        num_cpus=max(2, os.cpu_count() or 1),
-        include_dashboard=True,  # without it, a killed worker group is never cleaned up
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}},
-    )
+        ray.init(**quiet)
+    else:
+        # A run starts a dozen processes that mostly wait; Ray would warn of more than there are CPUs.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        root = Path(__file__).resolve().parents[1]
+        paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
+        ray.init(
+            num_cpus=int(resources()["CPU"]),
+            include_dashboard=True,  # without it, a killed worker group is never cleaned up
+            dashboard_host="127.0.0.1",
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
+            **quiet,
+        )
+    # After ray.init, which sets a handler of its own: a terminated run ends like an interrupted one.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import time
 import warnings as python_warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
-import ray
 from rich.console import Console as RichConsole
 
 from pipeline import preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, start_ray
+from pipeline.flow import Flow, TrainingError, resources, start_ray
 from pipeline.plan import make_plan
 from pipeline.progress import Console
 from pipeline.reporting import make_figures, print_report, result_rows, write_page
+from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
 from pipeline.storage import fingerprint
 from pipeline.tracking.factory import make_tracker
@@ -33,10 +36,16 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
     python_warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     began = time.time()
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
+        # A submitted job works in a copy of the working directory that Ray deletes.
+        config = config.model_copy(update={"output": str(Path.home() / config.output)})
     plan = make_plan(config)
     sizes, warnings = preflight.check(plan)
-    start_ray(config)
-    preflight.check_cluster(config, ray.cluster_resources())
+    if "RAY_ADDRESS" not in os.environ:
+        preflight.check_cluster(config, resources())
+    start_ray()
+    preflight.check_cluster(config, resources())
 
     # The run's own records are local even where its results go to an object store.
     directory = Path(plan.directory if "://" not in plan.directory else f"runs/{config.name}").expanduser()
@@ -67,7 +76,7 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
         reported = time.time()
         results = collect(plan, sizes, flow.timings, warnings)
         results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
-        results["tracking"] = tracker.info()  # type: ignore[typeddict-item]
+        results["tracking"] = cast(Tracking, tracker.info())
         for variant in results["variants"]:
             with run.child(variant["name"], {"stage": "variant", "method": variant["method"]}) as child:
                 child.log_params({k: variant.get(k) for k in ("method", "target_sparsity", "scope", "weights_changed")})
@@ -92,7 +101,7 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
         print(f"Compare runs: {info['ui_command']}")
 
 
-def _metrics(variant: dict) -> dict[str, float]:  # type: ignore[type-arg]
+def _metrics(variant: Mapping[str, Any]) -> dict[str, float]:
     metrics = {"real_sparsity": variant["real_sparsity"], "seconds": variant.get("seconds", 0.0)}
     for text, found in variant["perplexity"].items():
         metrics |= {f"perplexity.{text}": found["perplexity"], f"stderr_nll.{text}": found["stderr_nll"] or 0.0}

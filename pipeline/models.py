@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import ModelConfig
@@ -45,7 +48,9 @@ def locate(config: ModelConfig) -> str:
 
 def load_config(config: ModelConfig) -> Any:
     """The model's Hugging Face configuration."""
-    return _from_pretrained(AutoConfig, config, revision=config.revision)
+    # The first thing that is read of a model: without a network it fails here at once, not after minutes of retries.
+    offline = not Path(locate(config)).is_dir() and not _hub_answers()
+    return _from_pretrained(AutoConfig, config, revision=config.revision, local_files_only=offline)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -75,6 +80,15 @@ def _from_pretrained(auto: Any, config: ModelConfig, directory: str | Path | Non
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"model.source: cannot load {config.source}: {reason[:300]}") from error
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the client raises, a proxy or a missing network among the reasons
+        return False
+    return True
 
 
 def identity(config: ModelConfig) -> str:

@@ -6,12 +6,15 @@ anything or reads a corpus.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from leap.layerwise import METHODS
 from pipeline import corpora, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
+from pipeline.errors import UserError
+from pipeline.paths import expand_variables
 from pipeline.stages import calibrate, evaluate, harden, learn, prior
 from pipeline.storage import StageDir, fingerprint
 
@@ -103,21 +106,29 @@ def make_plan(config: RunConfig) -> Plan:
         return StageDir(uri, stage, item, fingerprint(stage, item, *parts))
 
     roles = {**config.data.evaluation, "heldout": config.data.heldout, "calibration": config.data.calibration}
+    documents: dict[str, str] = {}
     for role, corpus in roles.items():
         apart = [other for other in plan.corpora if role not in config.data.evaluation]
-        others = [plan.corpora[other][0].key for other in apart]
+        try:
+            content = corpora.content_key(corpus)
+        except UserError as error:
+            raise UserError(f"data.{corpus_key(config, role)}.{error}") from None
+        key = [corpus, content, config.data.context_length, config.data.shards, [documents[other] for other in apart]]
+        # Keeping the texts for a cloze task changes the artifact, not what others have to stay apart from.
+        documents[role] = fingerprint(identity, key)
         keep_texts = config.evaluate.cloze is not None and role == _first_text(config)
-        key = [corpus, corpora.content_key(corpus), config.data.context_length, config.data.shards, keep_texts]
-        stage = place("calibrate", role, calibrate.VERSION, identity, *key, *others)
+        stage = place("calibrate", role, calibrate.VERSION, identity, key, keep_texts)
         plan.corpora[role] = (stage, corpus, apart)
     calibration, heldout = plan.corpora["calibration"][0], plan.corpora["heldout"][0]
 
     wanted = [(m, s) for m in config.prior.methods for s in config.sparsities]
     wanted += [(c.settings.prior, s) for c in config.learn.values() for s in config.sparsities]
     for method, sparsity in dict.fromkeys(wanted):
-        inputs = [] if METHODS[method].needs == "none" else [calibration.key, config.prior]
+        inputs = []
+        if METHODS[method].needs != "none":
+            inputs = [calibration.key, config.prior.model_dump(mode="json", exclude={"methods"}), config.seed]
         plan.priors[method, sparsity] = place(
-            "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, config.prior.scope, inputs
+            "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
         )
 
     plan.variants.append(Variant("dense"))
@@ -139,17 +150,22 @@ def make_plan(config: RunConfig) -> Plan:
     return plan
 
 
+def corpus_key(config: RunConfig, role: str) -> str:
+    """Key of a corpus below ``data``."""
+    return f"evaluation.{role}" if role in config.data.evaluation else role
+
+
 def _first_text(config: RunConfig) -> str:
     return next(iter(config.data.evaluation), "heldout")
 
 
-def _plan_measurements(plan: Plan, place, model: list[str]) -> None:  # type: ignore[no-untyped-def]
+def _plan_measurements(plan: Plan, place: Callable[..., StageDir], model: list[str]) -> None:
     config, settings = plan.config, plan.config.evaluate
-    tasks: dict[str, tuple[str, list[object]]] = {name: (spec, [name, spec]) for name, spec in task_specs(config).items()}
+    tasks: dict[str, tuple[str, list[object]]] = {n: (spec, [n, spec]) for n, spec in task_specs(config).items()}
     if settings.cloze:
         corpus = plan.corpora[_first_text(config)][0]
         plan.cloze = place("cloze", "", evaluate.VERSION, settings.cloze, corpus.key, config.seed)
-        tasks["cloze"] = (str(plan.cloze.path()), [plan.cloze.key])
+        tasks["cloze"] = (plan.cloze.uri_of(), [plan.cloze.key])
     for variant in plan.variants:
         origin = variant.export.key if variant.export else "dense"
         for text in config.data.evaluation:
@@ -158,7 +174,7 @@ def _plan_measurements(plan: Plan, place, model: list[str]) -> None:  # type: ig
             where = place("evaluate", f"{variant.name}.{text}", *key)
             plan.measurements.append(Measurement(where, variant, "perplexity", text))
         for name, (spec, key) in tasks.items():
-            limits = [settings.documents, settings.skip_first, config.seed]
+            limits = [settings.documents_for(name), settings.skip_first, config.seed]
             where = place("evaluate", f"{variant.name}.{name}", evaluate.VERSION, model, origin, key, limits)
             plan.measurements.append(Measurement(where, variant, "task", name, spec))
 
@@ -173,9 +189,7 @@ def task_specs(config: RunConfig) -> dict[str, str]:
 
 def task_directory(config: RunConfig) -> Path | None:
     """The directory of local tasks, if it is set and exists."""
-    import os
-
     if config.evaluate.task_directory is None:
         return None
-    path = Path(os.path.expandvars(config.evaluate.task_directory)).expanduser().resolve()
+    path = Path(expand_variables(config.evaluate.task_directory)).expanduser().resolve()
     return path if path.is_dir() else None

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from leap.layerwise import METHODS
-from pipeline import models
+from pipeline import corpora, models
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.plan import Plan, task_directory, task_specs
+from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
 
 
@@ -26,15 +28,14 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     config = plan.config
     architecture = models.load_config(config.model)
     text = architecture.get_text_config()
-    length = config.data.context_length
-    if length > text.max_position_embeddings:
-        raise UserError(
-            f"data.context_length: {length} tokens are longer than the model's context of {text.max_position_embeddings}"
-        )
+    length, longest = config.data.context_length, getattr(text, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise UserError(f"data.context_length: {length} tokens are longer than the model's context of {longest}")
     tokenizer = models.load_tokenizer(config.model)
-    if len(tokenizer) > text.vocab_size:
+    tokens = _tokens_of_text(tokenizer)
+    if tokens > text.vocab_size:
         raise UserError(
-            f"model.source: the tokenizer has {len(tokenizer)} tokens and the model {text.vocab_size}; they do not fit"
+            f"model.source: the tokenizer has {tokens} tokens and the model {text.vocab_size}; they do not fit"
         )
     if tokenizer.eos_token_id is None:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
@@ -46,22 +47,18 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     return sizes, warnings
 
 
+def _tokens_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a model needs to know. A special token beyond them, as Gemma's for images, is not in any text."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return 1 + max(number for number in tokenizer.get_vocab().values() if number not in special)
+
+
 def _corpora(plan: Plan) -> list[str]:
-    from pipeline import corpora
-
-    warnings = []
-    for role, (_, corpus, _) in plan.corpora.items():
-        try:
-            files = corpora.expand(corpus)
-        except UserError as error:
-            raise UserError(f"data.{_key(plan.config, role)}.{error}") from None
-        if files is None and corpus.fallback and corpora.describe(corpus) == "embedded":
-            warnings.append(f"data.{_key(plan.config, role)}: no file of {corpus.source} exists; using the embedded text")
-    return warnings
-
-
-def _key(config: RunConfig, role: str) -> str:
-    return f"evaluation.{role}" if role in config.data.evaluation else role
+    return [
+        f"data.{corpus_key(plan.config, role)}.source: no file of {corpus.source} exists; using the embedded text"
+        for role, (_, corpus, _) in plan.corpora.items()
+        if corpora.uses_fallback(corpus)
+    ]
 
 
 def _tasks(config: RunConfig) -> list[str]:
@@ -69,30 +66,46 @@ def _tasks(config: RunConfig) -> list[str]:
     if not settings.tasks:
         return []
     if settings.task_directory and task_directory(config) is None:
-        return [f"evaluate.task_directory: {settings.task_directory} does not exist; its tasks are left out"]
-    if settings.task_directory:
-        from pipeline.evaluation.tasks import resolve_task
+        missing = f"evaluate.task_directory: {settings.task_directory} does not exist"
+        if "$" not in settings.task_directory:
+            raise UserError(f"{missing}; give a directory of task files, or null for tasks from the hub")
+        return [f"{missing}; its tasks are left out"]
+    # Not at the top: lm-eval takes seconds to import.
+    from pipeline.evaluation.tasks import resolve_task
 
-        for name, spec in task_specs(config).items():
-            try:
-                resolve_task(spec)
-            except ValueError as error:
-                raise UserError(f"evaluate.tasks: {name}: {error}") from error
+    for name, spec in task_specs(config).items():
+        try:
+            resolve_task(spec)
+        except ValueError as error:
+            raise UserError(f"evaluate.tasks: {name}: {' '.join(str(error).split())}") from error
     return []
+
+
+def prior_bytes(method: str, sizes: Sizes) -> int:
+    """What one layer-wise method writes: scores, mask and, where it changes them, weights."""
+    return sizes.scores + (sizes.export if METHODS[method].changes_weights else 0)
+
+
+def learn_bytes(sizes: Sizes) -> int:
+    """What a learning run has on disk at most: two checkpoints that are kept and the one being written."""
+    return 3 * sizes.logits
 
 
 def _disk(plan: Plan, sizes: Sizes) -> None:
     if "://" in plan.config.output:
+        try:
+            fsspec.core.url_to_fs(plan.config.output)
+        except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+            raise UserError(f"output: {plan.config.output}: {' '.join(str(error).split())}") from error
         return
-    needed = 0
-    for (method, _), stage in plan.priors.items():
-        if stage.manifest() is None:
-            needed += sizes.scores + (sizes.export if METHODS[method].changes_weights else 0)
-    needed += sum(3 * sizes.logits for work in plan.learns if work.stage.manifest() is None)
+    needed = sum(prior_bytes(m, sizes) for (m, _), stage in plan.priors.items() if stage.manifest() is None)
+    needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
     needed += sum(sizes.export for v in plan.variants if v.export and v.export.manifest() is None)
     where = Path(plan.config.output).expanduser().resolve()
     while not where.exists():
         where = where.parent
+    if not where.is_dir():
+        raise UserError(f"output: {where} is a file; give a directory or a URI")
     if not os.access(where, os.W_OK):
         raise UserError(f"output: {where} is not writable")
     free = shutil.disk_usage(where).free
@@ -114,7 +127,9 @@ def check_cluster(config: RunConfig, resources: dict[str, float]) -> None:
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     for name, learn in config.learn.items():
         if learn.gpu and learn.workers > gpus:
-            raise UserError(f"learn.{name}.workers: {learn.workers} workers with a GPU each, the cluster has {gpus} GPUs")
+            raise UserError(
+                f"learn.{name}.workers: {learn.workers} workers with a GPU each, the cluster has {gpus} GPUs"
+            )
         if not learn.gpu and learn.workers * learn.threads > cpus:
             raise UserError(
                 f"learn.{name}.workers: {learn.workers} workers of {learn.threads} threads need "

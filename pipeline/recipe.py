@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from pathlib import Path
 from typing import Any
@@ -9,111 +10,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import RunConfig
+from leap.settings import LearnSettings
+from pipeline.config import CorpusConfig, DataConfig, RunConfig
 from pipeline.errors import UserError
+from pipeline.fields import known_key
 
 DIRECTORY = Path(__file__).parent / "recipes"
+#: What others inherit from; not to be run as they are.
+_BASES = {"base", "gpu"}
 
 
 def names() -> list[str]:
     """The recipes that come with the project."""
-    return sorted(p.stem for p in DIRECTORY.glob("*.yaml") if p.stem != "base")
-
-
-def _read(recipe: str) -> tuple[dict[str, Any], Path]:
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else DIRECTORY / f"{recipe}.yaml"
-    if not path.is_file():
-        close = difflib.get_close_matches(recipe, names(), 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"--recipe {recipe}: no such recipe{hint} Known: {', '.join(names())}, or a .yaml file")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"--recipe {recipe}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"--recipe {recipe}: expected a mapping of keys to values")
-    return data, path
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping; null in place of a mapping removes it."""
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _resolve(recipe: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    data, path = _read(recipe)
-    parent = data.get("base")
-    data.setdefault("name", path.stem)
-    if parent is None:
-        return data
-    if parent in seen:
-        raise UserError(f"--recipe {recipe}: base {parent} inherits from itself")
-    local = path.parent / f"{parent}.yaml"
-    return merge(_resolve(str(local) if local.is_file() else parent, (*seen, parent)), data)
-
-
-def _override(data: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    if not equals or not key:
-        raise UserError(f"{assignment}: expected key.sub=value")
-    *path, last = key.split(".")
-    at = data
-    for part in path:
-        child = at.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise UserError(f"{key}: {part} is a value, not a section")
-        at = child
-    try:
-        at[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {text!r} is not a YAML value") from error
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem, as one line that names the key, what was wrong and what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        allowed = known_keys(RunConfig, [str(p) for p in first["loc"][:-1]])
-        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{key}: unknown key; {hint}allowed here: {', '.join(sorted(allowed))}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = "" if isinstance(first["input"], (dict, tuple)) or "ctx" in first and "error" in first["ctx"] else (
-        f", not {first['input']!r}"
-    )
-    return f"{key}: {message}{given}" if key else message
-
-
-def known_keys(model: Any, path: list[str]) -> list[str]:
-    """Keys allowed at ``path`` below the pydantic model or dataclass ``model``."""
-    from typing import get_args
-
-    fields = getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {})
-    if not path:
-        return list(fields)
-    if path[0] in fields:
-        field = fields[path[0]]
-        annotation = getattr(field, "annotation", None) or _evaluated(model, path[0])
-        options = [annotation, *get_args(annotation)]
-        rest = path[2:] if getattr(annotation, "__origin__", None) is dict else path[1:]
-        for option in reversed(options):
-            if hasattr(option, "model_fields") or hasattr(option, "__dataclass_fields__"):
-                return known_keys(option, rest)
-    return []
-
-
-def _evaluated(model: Any, name: str) -> Any:
-    from typing import get_type_hints
-
-    return get_type_hints(model)[name]
+    return sorted(p.stem for p in DIRECTORY.glob("*.yaml") if p.stem not in _BASES)
 
 
 def load(recipe: str, overrides: list[str] | None = None) -> RunConfig:
@@ -126,6 +35,131 @@ def load(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     for assignment in overrides or []:
         _override(data, assignment)
     try:
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(_complete(data))
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def _read(recipe: str, folder: Path | None, key: str) -> tuple[dict[str, Any], Path]:
+    """The content of a recipe and its file. ``key`` is what the user named it by."""
+    if recipe.endswith((".yaml", ".yml")):
+        path = (folder or Path()) / Path(recipe).expanduser()
+    else:
+        beside = (folder or DIRECTORY) / f"{recipe}.yaml"
+        path = beside if beside.is_file() else DIRECTORY / f"{recipe}.yaml"
+    if not path.is_file():
+        close = difflib.get_close_matches(recipe, names(), 1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UserError(f"{key} {recipe}: no such recipe{hint} Known: {', '.join(names())}, or a .yaml file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{key} {recipe}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{key} {recipe}: expected a mapping of keys to values")
+    return data, path.resolve()
+
+
+def _resolve(
+    recipe: str, folder: Path | None = None, key: str = "--recipe", seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """A recipe merged with all that it inherits. A file's ``base`` is looked for beside it first."""
+    data, path = _read(recipe, folder, key)
+    if path in seen:
+        raise UserError(f"{key} {recipe}: a recipe cannot inherit from itself")
+    data.setdefault("name", path.stem)
+    parent = data.get("base")
+    if parent is None:
+        return data
+    return merge(_resolve(str(parent), path.parent, f"{path.name}: base", (*seen, path)), data)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(data: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UserError(f"{assignment}: expected key.sub=value")
+    *path, last = key.split(".")
+    at = data
+    for part in path:
+        if at.get(part) is None:
+            at[part] = {}
+        at = at[part]
+        if not isinstance(at, dict):
+            raise UserError(f"{key}: {part} is a value, not a section")
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {text!r} is not a YAML value") from error
+
+
+def _complete(data: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what a partly given entry leaves open, where that is more than the defaults of its class.
+
+    null in place of an entry of ``learn`` or ``data.evaluation`` takes out an inherited one. The rest of a schedule is
+    that of the same field by default, and the rest of a corpus that of its role; the share of the embedded documents,
+    which keeps texts for learning and for measuring apart, is not meant for other sources.
+    """
+    data = dict(data)
+    if isinstance(data.get("learn"), dict):
+        data["learn"] = {name: _learn(entry) for name, entry in data["learn"].items() if entry is not None}
+    if isinstance(data.get("data"), dict):
+        defaults = DataConfig()
+        section = {
+            key: _corpus(entry, getattr(defaults, key)) if key in ("calibration", "heldout") else entry
+            for key, entry in data["data"].items()
+        }
+        if isinstance(section.get("evaluation"), dict):
+            section["evaluation"] = {
+                name: _corpus(entry, defaults.evaluation["docs"])
+                for name, entry in section["evaluation"].items()
+                if entry is not None
+            }
+        data["data"] = section
+    return data
+
+
+def _learn(entry: Any) -> Any:
+    settings = entry.get("settings") if isinstance(entry, dict) else None
+    if not isinstance(settings, dict):
+        return entry
+    defaults = dataclasses.asdict(LearnSettings())
+    schedules = {key: defaults[key] for key in ("temperature", "scale") if isinstance(settings.get(key), dict)}
+    return {**entry, "settings": merge(schedules, settings)}
+
+
+def _corpus(entry: Any, default: CorpusConfig) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    share = default.share if entry.get("source", "embedded") == "embedded" else CorpusConfig().share
+    return default.model_dump() | {"share": share} | entry
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, as one line that names the key, what was wrong and what is allowed."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    known, allowed = known_key(place)
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        close = difflib.get_close_matches(place[-1], allowed, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{'.'.join(place)}: unknown key; {hint}allowed here: {', '.join(sorted(allowed))}"
+    key = ".".join(known)
+    # The members of a union fail one by one, each with an error of its own.
+    same = [e for e in error.errors() if known_key([str(part) for part in e["loc"]])[0] == known]
+    messages = dict.fromkeys(" ".join(e["msg"].removeprefix("Value error, ").split()) for e in same)
+    message = " or ".join(m[0].lower() + m[1:] for m in messages)
+    # Our own errors say what was given; for a section it would be the whole of it.
+    ours = first["type"] == "value_error" or not isinstance(first["input"], str | int | float | list | None)
+    given = "" if ours or first["type"].startswith("missing") else f", not {first['input']!r}"
+    return f"{key}: {message}{given}" if key else f"{message}{given}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 from pipeline import preflight
 from pipeline.learning.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from pipeline.stages import evaluate, harden
 def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
     """Results of a plan whose stages are all finished."""
     config = plan.config
-    return {
+    results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
             "name": config.model.source,
@@ -28,14 +28,15 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "context_length": config.data.context_length,
-        "variants": [_variant(plan, variant) for variant in plan.variants],  # type: ignore[typeddict-item]
-        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},  # type: ignore[misc]
-        "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},  # type: ignore[misc]
-        "stages": timings,  # type: ignore[typeddict-item]
+        "variants": [_variant(plan, variant) for variant in plan.variants],
+        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
+        "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
+        "stages": timings,
         "environment": preflight.environment(),
         "config": config.model_dump(mode="json"),
         "warnings": warnings,
     }
+    return cast(RunResults, results)
 
 
 def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:

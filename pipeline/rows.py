@@ -11,9 +11,13 @@ import pyarrow.parquet as pq
 
 
 class PackedRows:
-    """Random access to the rows of a finished calibration stage; reads only the row groups it needs."""
+    """Random access to the rows of a finished calibration stage; reads only the row groups it needs.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        shuffle: seed of a fixed random order, so that the first rows are a sample of all sources; none: as packed.
+    """
+
+    def __init__(self, directory: Path, shuffle: int | None = None) -> None:
         self._files = [pq.ParquetFile(f, memory_map=True) for f in sorted(directory.glob("rows-*.parquet"))]
         self._starts = [0]
         self._groups: list[tuple[int, int]] = []
@@ -21,7 +25,8 @@ class PackedRows:
             for group in range(file.metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(self._starts[-1] + file.metadata.row_group(group).num_rows)
-        self._read = functools.lru_cache(maxsize=4)(self._read_group)
+        self._order = None if shuffle is None else np.random.default_rng(shuffle).permutation(len(self))
+        self._read = functools.lru_cache(maxsize=64)(self._read_group)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -34,6 +39,8 @@ class PackedRows:
     def __getitem__(self, row: int) -> np.ndarray:
         """Tokens of row ``row``, counted modulo the number of rows. int32 [S]."""
         row %= len(self)
+        if self._order is not None:
+            row = int(self._order[row])
         at = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._read(at)[row - self._starts[at]]
 

@@ -1,5 +1,6 @@
 """Prune a language model: learn which weights to keep, export the result, measure it against layer-wise methods.
 
+Examples:
     python pipeline/run.py run --recipe nano                      # a laptop; the embedded model, a few minutes
     python pipeline/run.py run --recipe smollm2 sparsities=[0.5]  # any field of the recipe by its dotted name
     ray job submit --working-dir . -- python pipeline/run.py run --recipe llama-3.2-1b   # a cluster
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError  # noqa: E402 - the path is set above
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline.main import prune
             from pipeline.recipe import load
 
-            signal.signal(signal.SIGTERM, _interrupt)
             prune(load(args.recipe, args.overrides), quiet=args.quiet)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,10 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -5,33 +5,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from leap.surgery import prunable_linears
 from pipeline import models
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters, and bytes on disk."""
+    """Numbers of parameters, bytes on disk, and what memory and time follow from."""
 
     parameters: int
     prunable: int
+    linear: int
+    """Weights of all linear layers, the output head among them, tied or not: each is one multiplication a token."""
     export: int
     """A pruned model with its mask file."""
     scores: int
     """Scores and mask of one layer-wise method."""
     logits: int
     """A checkpoint of logits and Adam's moments."""
+    gathered: int
+    """Bytes of the largest module that ZeRO-3 brings together at once: its weights and, where it is masked, logits."""
+    gram: int
+    """Σ in² over the prunable layers: multiplications a token for the matrices of inputs XᵀX."""
+    solve: int
+    """Σ in²·out over the prunable layers: multiplications of one step of a layer-wise solver."""
+    vocabulary: int
 
 
 def measure(config: RunConfig) -> Sizes:
-    """Build the model without memory for its weights and count."""
+    """Build the model without memory for its weights and count.
+
+    Raises:
+        UserError: the model cannot be read, or is not one that can be pruned.
+    """
     architecture = models.load_config(config.model)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.model.trust_remote_code)
-    parameters = sum(p.numel() for p in model.parameters())
-    prunable = sum(linear.weight.numel() for linear in prunable_linears(model).values())
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.model.trust_remote_code)
+        masked = list(prunable_linears(model).values())
+    except ValueError as error:
+        raise UserError(f"model.source: {config.model.source}: {' '.join(str(error).split())[:300]}") from error
     width = getattr(torch, config.model.dtype).itemsize
-    return Sizes(parameters, prunable, parameters * width + prunable // 8, prunable * 2 + prunable // 8, prunable * 12)
+    parameters = sum(p.numel() for p in model.parameters())
+    prunable = sum(linear.weight.numel() for linear in masked)
+    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    return Sizes(
+        parameters=parameters,
+        prunable=prunable,
+        linear=sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)),
+        export=parameters * width + prunable // 8,
+        scores=prunable * 2 + prunable // 8,
+        logits=prunable * 12,
+        gathered=max(max(own) * width, max(linear.weight.numel() for linear in masked) * (width + 4)),
+        gram=sum(linear.in_features**2 for linear in masked),
+        solve=sum(linear.in_features * linear.weight.numel() for linear in masked),
+        vocabulary=architecture.get_text_config().vocab_size,
+    )

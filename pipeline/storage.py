@@ -6,6 +6,7 @@ files are copied over and the manifest follows last.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -31,6 +32,8 @@ def fingerprint(*parts: Any) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, BaseModel):
             return value.model_dump(mode="json")
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
         raise TypeError(f"no stable form of {type(value).__name__}")
 
     text = json.dumps(parts, sort_keys=True, default=plain)
@@ -65,24 +68,15 @@ class StageDir:
         path = f"{root}/{MANIFEST}"
         if not fs.exists(path):
             return None
-        found = json.loads(fs.cat_file(path))
-        return found if found.get("fingerprint") == self.key else None
+        try:
+            found = json.loads(fs.cat_file(path))
+        except ValueError:  # not ours, or cut off: nothing that says the work is finished
+            return None
+        return found if isinstance(found, dict) and found.get("fingerprint") == self.key else None
 
     def path(self) -> Path:
         """A local directory with the files of finished work; a remote store is copied once to a cache."""
-        fs, root = self._fs
-        if isinstance(fs, LocalFileSystem):
-            return Path(root)
-        cache = _scratch() / hashlib.sha256(self._target.encode()).hexdigest()[:24]
-        if not (cache / MANIFEST).exists():
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(dir=cache.parent))
-            fs.get(f"{root}/", f"{partial}/", recursive=True)
-            try:
-                partial.rename(cache)
-            except OSError:  # another process was faster
-                shutil.rmtree(partial)
-        return cache
+        return local_copy(self._target)
 
     def uri_of(self, name: str = "") -> str:
         """URI of a file in this directory."""
@@ -98,27 +92,57 @@ class StageDir:
         fs, root = self._fs
         local = isinstance(fs, LocalFileSystem)
         directory = Path(root) if local else Path(tempfile.mkdtemp(dir=_scratch(create=True)))
-        if local and not keep and directory.exists():
-            shutil.rmtree(directory)
+        # The manifest goes first: whatever else of an old attempt remains, it does not pass for finished.
+        if fs.exists(f"{root}/{MANIFEST}"):
+            fs.rm_file(f"{root}/{MANIFEST}")
+        if not keep and fs.exists(root):
+            fs.rm(root, recursive=True)
         directory.mkdir(parents=True, exist_ok=True)
         facts: dict[str, Any] = {}
         began = time.time()
-        yield directory, facts
-        manifest = {
-            "stage": self.stage,
-            "item": self.item,
-            "fingerprint": self.key,
-            "seconds": round(time.time() - began, 3),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **facts,
-        }
-        text = json.dumps(manifest, indent=1)
-        if local:
-            write_atomically(directory / MANIFEST, text)
-        else:
-            fs.put(f"{directory}/", f"{root}/", recursive=True)
-            fs.pipe_file(f"{root}/{MANIFEST}", text.encode())
-            shutil.rmtree(directory)
+        try:
+            yield directory, facts
+            manifest = {
+                "stage": self.stage,
+                "item": self.item,
+                "fingerprint": self.key,
+                "seconds": round(time.time() - began, 3),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **facts,
+            }
+            text = json.dumps(manifest, indent=1)
+            if local:
+                write_atomically(directory / MANIFEST, text)
+            else:
+                fs.put(f"{directory}/", f"{root}/", recursive=True)
+                fs.pipe_file(f"{root}/{MANIFEST}", text.encode())
+        finally:
+            if not local:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def local_copy(uri: str) -> Path:
+    """The directory of finished work at ``uri``, itself if it is local, else a copy that is made once.
+
+    Raises:
+        FileNotFoundError: the work on a remote store is not finished.
+    """
+    fs, root = fsspec.core.url_to_fs(uri)
+    if isinstance(fs, LocalFileSystem):
+        return Path(root)
+    # Named after the manifest too: work that was deleted and done again is another copy.
+    cache = _scratch() / hashlib.sha256(uri.encode() + fs.cat_file(f"{root}/{MANIFEST}")).hexdigest()[:24]
+    if not (cache / MANIFEST).exists():
+        partial = Path(tempfile.mkdtemp(dir=_scratch(create=True)))
+        try:
+            fs.get(f"{root}/", f"{partial}/", recursive=True)
+            partial.rename(cache)
+        except OSError:
+            if not (cache / MANIFEST).exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return cache
 
 
 def write_atomically(path: Path, text: str) -> None:

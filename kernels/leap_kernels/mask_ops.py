@@ -95,7 +95,9 @@ def mask_forward(
     _check_tensor("out", out, weight, (weight.dtype,))
 
     if weight.is_cuda:
-        from leap_kernels.mask_forward import mask_forward_triton  # here, because Triton is not on every platform
+        from leap_kernels.mask_forward_triton import (
+            mask_forward_triton,
+        )  # here, because Triton is not on every platform
 
         return out, mask_forward_triton(weight, logits, out, scalars)
     if weight.device.type == "cpu" and (library := native_library()) is not None:
@@ -146,7 +148,7 @@ def mask_backward(
     _check_tensor("out", out, weight, (logits.dtype,))
 
     if weight.is_cuda:
-        from leap_kernels.mask_backward import mask_backward_triton
+        from leap_kernels.mask_backward_triton import mask_backward_triton
 
         mask_backward_triton(grad_masked_weight, weight, logits, stats_grad, out, scalars)
     elif weight.device.type == "cpu" and (library := native_library()) is not None:

@@ -72,7 +72,8 @@ class _Worker:
         self.learner = MaskLearner(
             self.zero.forward, self.zero.state, self.zero.weights, self.settings, 1 - job.sparsity, self._mean
         )
-        self.rows, self.heldout = PackedRows(job.calibration.path()), PackedRows(job.heldout.path())
+        self.rows = PackedRows(job.calibration.path(), shuffle=job.seed)
+        self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
         self.first_step = 0
         if resumed:

@@ -83,7 +83,7 @@ class ZeroModel:
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape [out, in] of the logits of each layer."""
-        return {name: list(layer.logits.ds_shape) for name, layer in self.layers.items()}  # type: ignore[arg-type]
+        return {name: list(_partitioned(layer.logits).ds_shape) for name, layer in self.layers.items()}
 
     def local_logits(self, layer: str) -> Tensor:
         """This worker's slice of the flattened fp32 logits of a layer, without DeepSpeed's padding."""
@@ -115,7 +115,7 @@ class ZeroModel:
 
     def _local(self, layer: str, padded: Tensor) -> Tensor:
         first, last = bounds(
-            self.layers[layer].logits.ds_numel,  # type: ignore[arg-type]
+            _partitioned(self.layers[layer].logits).ds_numel,
             torch.distributed.get_rank(),
             torch.distributed.get_world_size(),
         )
@@ -134,6 +134,11 @@ class ZeroModel:
                 if torch.distributed.get_rank() == 0:
                     layer.logits.data.copy_(initial(number, name))
         return MaskedWeights(numel, norm)
+
+
+def _partitioned(parameter: nn.Parameter) -> Any:
+    """The parameter with the attributes ``ds_…`` that DeepSpeed gave it."""
+    return parameter
 
 
 class _Holder(nn.Module):

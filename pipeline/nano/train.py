@@ -3,9 +3,9 @@
     python pipeline/nano/train.py --out pipeline/nano/model --tokens 64e6
 
 Everything it reads ships with the Python installation (see ``corpus.py``); about an hour on two cores. The run
-continues from ``--out``/checkpoint.safetensors when it is started again after an interruption. ``--card-only`` measures an existing
-model again. The report card (``card.json``) holds perplexity on held-out text for the model, and for a unigram and
-an interpolated trigram model fitted to the same training tokens.
+continues from ``--out``/checkpoint.safetensors when it is started again after an interruption. ``--card-only``
+measures an existing model again. The report card (``card.json``) holds perplexity on held-out text for the model, and
+for a unigram and an interpolated trigram model fitted to the same training tokens.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def train(model: LlamaForCausalLM, stream: np.ndarray, tokens: int, batch: int, 
         if step % 50 == 0 or step == steps - 1:
             rate = (step - start + 1) * batch * CONTEXT / (time.time() - began)
             left = (steps - step - 1) * batch * CONTEXT / rate / 60
-            print(f"step {step:6d}/{steps}  loss {loss_mean:.4f}  {rate:8.0f} tokens/s  {left:5.1f} min left", flush=True)
+            print(
+                f"step {step:6d}/{steps}  loss {loss_mean:.4f}  {rate:8.0f} tokens/s  {left:5.1f} min left", flush=True
+            )
         if (step + 1) % 500 == 0:
             state = {f"p.{n}": p.detach() for n, p in model.named_parameters()}
             for name, p in model.named_parameters():

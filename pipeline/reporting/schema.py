@@ -22,7 +22,7 @@ class Perplexity(TypedDict, total=False):
     """Perplexity on one data set."""
 
     perplexity: float
-    stderr_nll: float
+    stderr_nll: float | None
     """Standard error of the mean negative log-likelihood, in nats per token."""
     tokens: int
 
@@ -31,7 +31,7 @@ class TaskAccuracy(TypedDict, total=False):
     """Accuracy on one zero-shot task, as a fraction."""
 
     acc: float
-    acc_stderr: float
+    acc_stderr: float | None
     documents: int
 
 
@@ -39,7 +39,7 @@ class MeanAccuracy(TypedDict, total=False):
     """Mean accuracy over the tasks, as a fraction."""
 
     acc: float
-    stderr: float
+    stderr: float | None
 
 
 class Variant(TypedDict, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -125,8 +126,8 @@ def _tiles(results: RunResults) -> str:
         tiles.append((f"dense perplexity, {dataset}", perplexity(value)))
     if (accuracy := summary.mean_accuracy_of(dense)) is not None:
         tiles.append(("dense mean accuracy", percent(accuracy)))
-    if "revision" in model:
-        tiles.append(("revision", model["revision"][:12]))
+    if revision := model.get("revision"):
+        tiles.append(("revision", revision[:12]))
     cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in tiles)
     return f'<div class="tiles">{cells}</div>' if cells else ""
 
@@ -190,4 +191,5 @@ def _date(created: str) -> str:
 
 
 def _yaml(data: Any) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    # By way of JSON: YAML refuses subclasses of str, such as torch's version.
+    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False, allow_unicode=True, width=110)

@@ -57,7 +57,7 @@ def tasks(results: RunResults) -> list[str]:
 
 def stderr_nll_of(variant: Variant, dataset: str) -> float:
     """The standard error of the mean negative log-likelihood; zero if it was not measured."""
-    return variant.get("perplexity", {}).get(dataset, {}).get("stderr_nll", 0.0)
+    return variant.get("perplexity", {}).get(dataset, {}).get("stderr_nll") or 0.0
 
 
 def perplexity_of(variant: Variant | None, dataset: str) -> float | None:
@@ -134,7 +134,7 @@ def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -
     text = f"; mean accuracy {percent(ours)}"
     if theirs is None:
         return text
-    errors = [((v or {}).get("mean_accuracy") or {}).get("stderr", 0.0) for v in (variant, other)]
+    errors = [((v or {}).get("mean_accuracy") or {}).get("stderr") or 0.0 for v in (variant, other)]
     # As if the two were measured on different documents: they share them, so the true error is smaller.
     noise = sum(e * e for e in errors) ** 0.5
     text += f" against {percent(theirs)} for {other_name}"

@@ -32,7 +32,7 @@ def _tokenizer(model: ModelConfig) -> Any:
 
 
 def _pack(
-    batch: dict[str, np.ndarray],
+    batch: Any,
     model: ModelConfig,
     length: int,
     share: tuple[int, int],
@@ -68,7 +68,9 @@ def _pack(
         "shared_documents_dropped": np.array([dropped]),
         "tokens": np.array([len(stream)]),
         "dropped_tail_tokens": np.array([len(stream) - used]),
-        "documents_json": np.array([json.dumps(dict(zip(hashes, texts if keep_texts else hashes, strict=True)))], dtype=object),
+        "documents_json": np.array(
+            [json.dumps(dict(zip(hashes, texts if keep_texts else hashes, strict=True)))], dtype=object
+        ),
     }
 
 
@@ -101,18 +103,15 @@ def run(
     with stage.work() as (directory, facts):
         began = time.time()
         documents = corpora.read(corpus, data.shards, model.trust_remote_code)
-        packed = documents.map_batches(
+        pack = functools.partial(
             _pack,
-            batch_size=None,
-            fn_kwargs={
-                "model": model,
-                "length": data.context_length,
-                "share": corpus.share,
-                "excluded": ray.put(excluded),
-                "keep_texts": keep_texts,
-            },
-            concurrency=data.tokenizer_workers,
+            model=model,
+            length=data.context_length,
+            share=corpus.share,
+            excluded=ray.put(excluded),
+            keep_texts=keep_texts,
         )
+        packed = documents.map_batches(pack, batch_size=None, concurrency=data.tokenizer_workers)
         counts = {"documents": 0, "shared_documents_dropped": 0, "tokens": 0, "dropped_tail_tokens": 0}
         texts: dict[str, str] = {}
         writer = _ShardWriter(directory, data.context_length)

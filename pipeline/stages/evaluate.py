@@ -15,7 +15,7 @@ from pipeline import models
 from pipeline.config import ClozeConfig, EvaluateConfig, ModelConfig
 from pipeline.rows import PackedRows
 from pipeline.stages.calibrate import TEXTS
-from pipeline.storage import StageDir
+from pipeline.storage import StageDir, local_copy
 
 VERSION = 1
 RESULT = "result.json"
@@ -24,7 +24,7 @@ RESULT = "result.json"
 @functools.lru_cache(maxsize=1)
 def _model(model: ModelConfig, directory: str | None) -> PreTrainedModel:
     """Loaded once for all measurements of a variant that this worker process gets."""
-    loaded = models.load_model(model, directory)
+    loaded: Any = models.load_model(model, directory)  # transformers' wrapper hides the signature of ``cuda``
     return loaded.cuda() if torch.cuda.is_available() else loaded
 
 
@@ -58,8 +58,8 @@ def zero_shot(
         result = measure(
             loaded,
             models.load_tokenizer(model),
-            task,
-            limit=settings.documents,
+            str(local_copy(task)) if "://" in task else task,
+            limit=settings.documents_for(task),
             batch_size=settings.batch_size,
             device=loaded.device,
             max_length=min(loaded.config.get_text_config().max_position_embeddings, 2048),

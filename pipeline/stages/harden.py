@@ -43,9 +43,7 @@ def run(
         "pattern": "unstructured",
     }
     with stage.work() as (directory, facts):
-        pruned, changed = (
-            _learned(source, names, sparsity, scope) if source.stage == "learn" else _layer_wise(source)
-        )
+        pruned, changed = _learned(source, names, sparsity, scope) if source.stage == "learn" else _layer_wise(source)
         layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
         (directory / LAYERS).write_text(json.dumps(layers, indent=1))
         zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant

@@ -1,4 +1,4 @@
-"""Mask learning as a Ray Train job; started from a Ray task, so that several can run side by side and under Ray Tune."""
+"""Mask learning as a Ray Train job, started from a Ray task: several can run side by side, and under Ray Tune."""
 
 from __future__ import annotations
 

@@ -24,23 +24,35 @@ _INDEX = "index.json"
 
 
 def run(
-    stage: StageDir, method: str, sparsity: float, prior: PriorConfig, model: ModelConfig, calibration: StageDir
+    stage: StageDir,
+    method: str,
+    sparsity: float,
+    prior: PriorConfig,
+    model: ModelConfig,
+    calibration: StageDir,
+    seed: int,
 ) -> dict[str, Any]:
     """Prune the model with one method at one sparsity; scores and masks, one file per decoder block."""
     chosen = METHODS[method]
     loaded = models.load_model(model)
     rows = None
     if chosen.needs != "none":
-        packed = PackedRows(calibration.path())
+        packed = PackedRows(calibration.path(), shuffle=seed)
         rows = torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
     # Magnitude compared within a row or not makes a method of its own; the usual one compares within the layer.
     target = Target(sparsity, "layer" if method == "magnitude" else prior.scope)
+    device = "cuda" if torch.cuda.is_available() else None  # one decoder block at a time
     with stage.work() as (directory, facts):
         writer = _BlockWriter(directory, decoder_blocks(loaded)[0], chosen.changes_weights)
-        for name, result in sweep(loaded, rows, method, target, batch_rows=prior.batch_rows):
+        for name, result in sweep(loaded, rows, method, target, batch_rows=prior.batch_rows, device=device):
             writer.add(name, result)
         writer.close()
-        facts |= {"method": method, "sparsity": sparsity, "scope": target.scope, "changes_weights": chosen.changes_weights}
+        facts |= {
+            "method": method,
+            "sparsity": sparsity,
+            "scope": target.scope,
+            "changes_weights": chosen.changes_weights,
+        }
         facts["rows"] = 0 if rows is None else len(rows)
     return stage.manifest() or {}
 

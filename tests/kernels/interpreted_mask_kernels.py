@@ -4,8 +4,8 @@ A script rather than a test because Triton reads the variable when it is importe
 """
 
 import torch
-from leap_kernels.mask_backward import mask_backward_triton
-from leap_kernels.mask_forward import mask_forward_triton
+from leap_kernels.mask_backward_triton import mask_backward_triton
+from leap_kernels.mask_forward_triton import mask_forward_triton
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
 
 

@@ -1,15 +1,11 @@
 """Sampled masks: counters, values, gradients, shards, determinism, for the native and the PyTorch path."""
 
 import math
-import os
-import subprocess
-import sys
-import tempfile
 
 import numpy as np
 import pytest
 import torch
-from leap_kernels import mask_backward, mask_forward, mask_ops, native
+from leap_kernels import mask_backward, mask_forward, mask_ops
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
 from leap_kernels.philox import logistic_noise, philox4x32_10, random_words
 
@@ -278,24 +274,3 @@ def test_bad_arguments_name_themselves(change, message):
     arguments = {"weight": torch.zeros(5), "logits": torch.zeros(5), "noise": True, **SCALARS, **change}
     with pytest.raises(ValueError, match=message):
         mask_forward(**arguments)
-
-
-def test_build_cache(monkeypatch):
-    """Two processes that start together share one library; without a compiler the reason is given."""
-    if mask_ops.native_library() is None:
-        pytest.skip("no C++ compiler")
-    with tempfile.TemporaryDirectory() as cache:
-        code = "from leap_kernels import native; print(native.build('mask_ops', tune_for_host=False))"
-        environment = {**os.environ, "LEAP_NATIVE_CACHE": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
-        run = [
-            subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(2)
-        ]
-        built = {process.communicate()[0].strip().decode() for process in run}
-        assert len(built) == 1
-        assert [os.path.join(cache, name) for name in os.listdir(cache)] == list(built)
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.warns(RuntimeWarning, match="no C\\+\\+ compiler"):
-        assert native.load.__wrapped__("mask_ops", tune_for_host=True) is None
-    monkeypatch.setenv("LEAP_NATIVE", "0")
-    assert native.load.__wrapped__("mask_ops", tune_for_host=True) is None

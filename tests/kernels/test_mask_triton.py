@@ -9,8 +9,8 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from leap_kernels.mask_backward import mask_backward_kernel  # noqa: E402
-from leap_kernels.mask_forward import mask_forward_kernel  # noqa: E402
+from leap_kernels.mask_backward_triton import mask_backward_kernel  # noqa: E402
+from leap_kernels.mask_forward_triton import mask_forward_kernel  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 

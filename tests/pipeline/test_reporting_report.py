@@ -202,6 +202,17 @@ def test_next_to_nothing():
     Checker(page_of({"variants": [{"name": "dense", "target_sparsity": None}]}))
 
 
+def test_errors_may_be_unknown(results):
+    class Version(str):
+        """Like torch's."""
+
+    for row in results["variants"]:
+        row["perplexity"]["wikitext2"]["stderr_nll"] = row["mean_accuracy"]["stderr"] = None
+        row["tasks"]["piqa"]["acc_stderr"] = None
+    results["environment"]["torch"] = Version("2.13.0+cpu")
+    assert "torch: 2.13.0+cpu" in page_of(results)
+
+
 def test_a_diverged_run_is_still_reported(results):
     results["training"]["leap@0.5"]["loss"][30:] = [math.nan] * 30
     results["variants"][3]["perplexity"]["wikitext2"]["perplexity"] = math.inf

@@ -1,16 +1,14 @@
 """Speed of the CPU bitmap GEMV against ``torch.nn.functional.linear`` on the dense matrix, in the same dtype.
 
-python -m leap_kernels.benchmarks.gemv_bitmap [--shape 4096 4096] [--threads 1] [--batch 1] [--isa avx512 avx2] [--seconds 3]
+python -m leap_kernels.benchmarks.gemv_bitmap [--shape 4096 4096] [--threads 1] [--batch 1] [--seconds 3]
 
 Calls of all variants take turns, and each call takes the next of several copies of its matrix, enough of them (128 MiB)
-that none is in the cache when its turn comes: in a model, the other layers have pushed it out. One thread is timed by
-its CPU time, several by the wall clock, which wants an idle machine.
+that none is in the cache when its turn comes: in a model, the other layers have pushed it out.
 """
 
 import argparse
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,7 +16,8 @@ from torch import Tensor
 
 from leap_kernels.benchmarks.timing import interleaved, machine, quantile
 from leap_kernels.bmp128 import BMP128, pack
-from leap_kernels.gemv_bitmap import gemv_bitmap, gemv_bitmap_reference, native_library
+from leap_kernels.gemv_bitmap_cpu import native_library
+from leap_kernels.sparse_linear import sparse_linear, sparse_linear_reference
 
 COLD_BYTES = 128 * 2**20
 
@@ -42,7 +41,7 @@ def sparse_call(x: Tensor, weight: BMP128, isa: str) -> Callable[[], object]:
 
     def call() -> None:
         os.environ["LEAP_CPU_ISA"] = isa
-        gemv_bitmap(x, next(cold))
+        sparse_linear(x, next(cold))
 
     return call
 
@@ -67,14 +66,13 @@ def main() -> None:
         weight = torch.randn(rows, columns).to(dtype)
         x = torch.randn(arguments.batch, columns).to(dtype)
         packed = pack(weight, torch.rand(rows, columns) >= sparsity)
-        exact = gemv_bitmap_reference(x, packed)
+        exact = sparse_linear_reference(x, packed)
         variants = {"dense F.linear": dense_call(x, weight)}
         for isa in arguments.isa:
             if dtype == torch.float32 and isa == "avx512_bf16":
                 continue  # the same code as avx512
             variants[isa] = sparse_call(x, packed, isa)
-        clock = time.thread_time if arguments.threads == 1 else time.perf_counter
-        timed = interleaved(variants, arguments.seconds, clock)
+        timed = interleaved(variants, arguments.seconds)
         dense = quantile(timed["dense F.linear"], 0.5)
         for name, durations in timed.items():
             p20, p50, p80 = (quantile(durations, q) for q in (0.2, 0.5, 0.8))
@@ -83,7 +81,7 @@ def main() -> None:
             line += f" {nbytes / p50 / 1e9:6.1f} GB/s  x{dense / p50:.2f}"
             if name in arguments.isa:
                 os.environ["LEAP_CPU_ISA"] = name
-                error = (gemv_bitmap(x, packed).double() - exact).norm() / exact.norm()
+                error = (sparse_linear(x, packed).double() - exact).norm() / exact.norm()
                 line += f"  error {error:.1e}"
             print(f"{line}  {len(durations)} runs")
 

@@ -1,79 +1,63 @@
-// y = W x for a BMP128 matrix (see bmp128.py) on CPUs, for up to a few columns x at once.
+// y = x W^T for a BMP128 matrix (see bmp128.py) on CPUs, for few rows of x.
 //
 // A row's values lie one after the other, so a kernel walks them with a pointer that advances by the popcount of each
-// word; of `off` only the start of the row is read, which saves its bytes. Values are expanded to their columns in
-// registers: AVX-512 has an instruction for it, AVX2 a permutation by a table of 256 entries. Sums are float32, in an
-// order that depends on the instruction set alone, not on the number of threads.
+// word; of `off` only the start of the row (or of a stretch of it) is read, which saves its bytes. Values are expanded
+// to their columns in registers by a permutation, whose indices AVX-512 counts and AVX2 looks up in a table of 256
+// entries. Sums are float32, in an order that depends on the instruction set and on how many rows x has, but not on the
+// number of threads.
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
 #include "simd.h"
 
 #if defined(__x86_64__)
-#define LEAP_AVX2 __attribute__((target("avx2,fma,popcnt,bmi,bmi2")))
-#define LEAP_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bitalg,avx512vpopcntdq,popcnt,bmi,bmi2,fma")))
-#define LEAP_AVX512_BF16 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bitalg,avx512vpopcntdq,avx512bf16,popcnt,bmi,bmi2,fma")))
+#define LEAP_AVX2_FEATURES "avx2,fma,popcnt,bmi,bmi2"
+#define LEAP_AVX512_FEATURES LEAP_AVX2_FEATURES ",avx512f,avx512bw,avx512dq,avx512vl,avx512bitalg,avx512vpopcntdq"
+#define LEAP_AVX2 __attribute__((target(LEAP_AVX2_FEATURES)))
+#define LEAP_AVX512 __attribute__((target(LEAP_AVX512_FEATURES)))
+#define LEAP_AVX512_BF16 __attribute__((target(LEAP_AVX512_FEATURES ",avx512bf16")))
 #endif
 
 namespace leap {
 namespace {
 
-enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };  // numbers known to gemv_bitmap.py
-
-struct Problem {
-  const uint32_t* bits;
-  const int32_t* off;
-  const int64_t* row_base;  // or null
-  const void* vals;
-  const void* x;  // as prepare() lays it out
-  void* y;        // [batch, rows]
-  int64_t rows, columns;  // columns: padded to a multiple of 128
-  int dtype;
-
-  int64_t words() const { return columns / 32; }
-  int64_t row_start(int64_t row) const { return off[row * (columns / 128)] + (row_base ? row_base[row] : 0); }
-  void put(int batch, int64_t row, float value) const {
-    if (dtype == kFloat32) {
-      static_cast<float*>(y)[batch * rows + row] = value;
-    } else {
-      static_cast<uint16_t*>(y)[batch * rows + row] = float_to_bf16(value);
-    }
-  }
-};
+enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };  // numbers known to gemv_bitmap_cpu.py
 
 // Several rows of x are taken in blocks of 8, 4, 2 and 1.
 int block_width(int remaining) { return 1 << std::min(3, 31 - __builtin_clz(unsigned(remaining))); }
 
-// A kernel computes R rows of y, from `row` on, for the block of B rows of x that starts at `batch`. Two rows at a time
-// halve the loads of x, where the registers allow it.
-using Kernel = void (*)(const Problem&, int64_t row, int batch);
-
-struct Kernels {
-  Kernel one_row, two_rows;  // the second may be null
+// A stretch of whole groups of one matrix row, and the same columns of a block of x.
+struct Slice {
+  const uint32_t* bits;
+  const void* vals;
+  const void* x;  // as PreparedX lays it out
+  int64_t words;
+  int64_t prefetch_bytes;  // how far ahead of the values in use memory is fetched
 };
 
-// Enough independent sums for the latency of a fused multiply-add, without running out of registers.
-constexpr int sums_per_output(int rows, int batch) { return rows * batch >= 4 ? 1 : 4 / (rows * batch); }
+// A kernel adds the products of a slice with B rows of x to sums[B]. (Two matrix rows at a time would halve the loads
+// of x, but run two streams of values, each broken at its row's end: half the speed from memory.)
+using Kernel = void (*)(const Slice&, float* sums);
+
+// Enough independent accumulators for the latency of a fused multiply-add.
+constexpr int accumulators(int batch) { return batch >= 4 ? 1 : 4 / batch; }
+
+inline void prefetch(const void* vals, int64_t ahead) { __builtin_prefetch(static_cast<const char*>(vals) + ahead); }
 
 float value_at(const float* vals) { return *vals; }
 float value_at(const uint16_t* vals) { return bf16_to_float(*vals); }
 
 template <typename T, int B>
-void block_scalar(const Problem& q, int64_t row, int batch) {
-  const float* x = static_cast<const float*>(q.x) + batch * q.columns;
-  const uint32_t* bits = q.bits + row * q.words();
-  const T* v = static_cast<const T*>(q.vals) + q.row_start(row);
-  float sums[B] = {};
-  for (int64_t w = 0; w < q.words(); ++w, x += 32 * B) {
-    for (uint32_t word = bits[w]; word != 0; word &= word - 1) {
+void slice_scalar(const Slice& slice, float* sums) {
+  const float* x = static_cast<const float*>(slice.x);
+  const T* v = static_cast<const T*>(slice.vals);
+  for (int64_t w = 0; w < slice.words; ++w, x += 32 * B) {
+    for (uint32_t word = slice.bits[w]; word != 0; word &= word - 1) {
       const float value = value_at(v++);
       for (int b = 0; b < B; ++b) sums[b] += value * x[32 * b + __builtin_ctz(word)];
     }
   }
-  for (int b = 0; b < B; ++b) q.put(batch + b, row, sums[b]);
 }
 
 #if defined(__x86_64__)
@@ -110,53 +94,56 @@ LEAP_AVX2 inline float sum8(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-template <typename T, int B, int R>
-LEAP_AVX2 void block_avx2(const Problem& q, int64_t row, int batch) {
-  constexpr int kSums = sums_per_output(R, B);
-  const float* x = static_cast<const float*>(q.x) + batch * q.columns;
-  const uint32_t* bits = q.bits + row * q.words();
-  const T* v[R];
-  __m256 sums[R][B][kSums];
-  for (int r = 0; r < R; ++r) {
-    v[r] = static_cast<const T*>(q.vals) + q.row_start(row + r);
-    for (int b = 0; b < B; ++b)
-      for (int s = 0; s < kSums; ++s) sums[r][b][s] = _mm256_setzero_ps();
-  }
-  for (int64_t w = 0; w < q.words(); ++w, x += 32 * B) {
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) {
-      const uint32_t word = bits[r * q.words() + w];
+template <typename T, int B>
+LEAP_AVX2 void slice_avx2(const Slice& slice, float* sums) {
+  constexpr int kAcc = accumulators(B);
+  const float* x = static_cast<const float*>(slice.x);
+  const T* v = static_cast<const T*>(slice.vals);
+  __m256 acc[B][kAcc];
+  for (int b = 0; b < B; ++b)
+    for (int s = 0; s < kAcc; ++s) acc[b][s] = _mm256_setzero_ps();
+  for (int64_t w = 0; w < slice.words; ++w, x += 32 * B) {
+    const uint32_t word = slice.bits[w];
+    prefetch(v, slice.prefetch_bytes);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const T* source = v[r] + __builtin_popcount(word & ((1u << (8 * i)) - 1));
-        const __m256 lanes = _mm256_load_ps(reinterpret_cast<const float*>(kExpand.source[(word >> (8 * i)) & 0xff]));
-        const __m256 spread = _mm256_permutevar8x32_ps(load8(source), _mm256_castps_si256(lanes));
-        const __m256 expanded = _mm256_blendv_ps(spread, _mm256_setzero_ps(), lanes);
-        for (int b = 0; b < B; ++b) {
-          __m256& sum = sums[r][b][i % kSums];
-          sum = _mm256_fmadd_ps(expanded, _mm256_load_ps(x + 32 * b + 8 * i), sum);
-        }
+    for (int i = 0; i < 4; ++i) {
+      const T* source = v + __builtin_popcount(word & ((1u << (8 * i)) - 1));
+      const __m256 lanes = _mm256_load_ps(reinterpret_cast<const float*>(kExpand.source[(word >> (8 * i)) & 0xff]));
+      const __m256 spread = _mm256_permutevar8x32_ps(load8(source), _mm256_castps_si256(lanes));
+      const __m256 expanded = _mm256_blendv_ps(spread, _mm256_setzero_ps(), lanes);
+      for (int b = 0; b < B; ++b) {
+        __m256& sum = acc[b][i % kAcc];
+        sum = _mm256_fmadd_ps(expanded, _mm256_load_ps(x + 32 * b + 8 * i), sum);
       }
-      v[r] += __builtin_popcount(word);
     }
+    v += __builtin_popcount(word);
   }
-  for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < B; ++b) {
-      for (int s = 1; s < kSums; ++s) sums[r][b][0] = _mm256_add_ps(sums[r][b][0], sums[r][b][s]);
-      q.put(batch + b, row + r, sum8(sums[r][b][0]));
-    }
+  for (int b = 0; b < B; ++b) {
+    for (int s = 1; s < kAcc; ++s) acc[b][0] = _mm256_add_ps(acc[b][0], acc[b][s]);
+    sums[b] += sum8(acc[b][0]);
   }
 }
 
-// Values to their columns: a lane's value stands at the number of bits below the lane's own, and a permutation fetches it
-// from there. The instructions made for this, VPEXPANDW and VEXPANDPS, have a throughput of one in 4 to 5 cycles on AMD's
-// Zen 5 (dozens when they read memory), the whole sequence here of one in 2 to 3.
+// Values to their columns: a lane's value stands at the number of bits below the lane's own, and a permutation fetches
+// it from there. On AMD's Zen 5 this takes 1.1 ns for 32 bfloat16, against 1.9 ns with VPEXPANDW, the instruction made
+// for it, and 4 ns where the compiler lets that one read memory itself.
+
+// A mask word in all lanes, straight from memory; compilers take it through a general register, which costs a transfer.
+LEAP_AVX512 inline __m512i broadcast(const uint32_t* word) {
+  __m512i words;
+  __asm__("vpbroadcastd %1, %0" : "=v"(words) : "m"(*word));
+  return words;
+}
+
+LEAP_AVX512 inline __m512i lane_numbers() {
+  return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+}
 
 // 32 bfloat16 by one mask word. Of each 32-bit lane i the lower half is column i, the upper half column 16 + i.
-LEAP_AVX512 inline __m512i expand(uint32_t word, const uint16_t* vals) {
-  const __m512i lane = _mm512_sllv_epi32(_mm512_set1_epi32(0x00010001), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+LEAP_AVX512 inline __m512i expand(const uint32_t* word, const uint16_t* vals) {
+  const __m512i lane = _mm512_sllv_epi32(_mm512_set1_epi32(0x00010001), lane_numbers());
   const __m512i below = _mm512_sub_epi16(lane, _mm512_set1_epi16(1));
-  const __m512i words = _mm512_set1_epi32(int(word));
+  const __m512i words = broadcast(word);
   const __m512i in_lower_half = _mm512_slli_epi32(_mm512_popcnt_epi16(words), 16);
   const __m512i rank = _mm512_add_epi16(_mm512_popcnt_epi16(_mm512_and_si512(words, below)), in_lower_half);
   return _mm512_maskz_permutexvar_epi16(_mm512_test_epi16_mask(words, lane), rank, _mm512_loadu_si512(vals));
@@ -164,7 +151,7 @@ LEAP_AVX512 inline __m512i expand(uint32_t word, const uint16_t* vals) {
 
 // 16 float32 by the lower half of each lane of `words`.
 LEAP_AVX512 inline __m512 expand(__mmask16 mask, __m512i words, const float* vals) {
-  const __m512i lane = _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  const __m512i lane = _mm512_sllv_epi32(_mm512_set1_epi32(1), lane_numbers());
   const __m512i below = _mm512_sub_epi32(lane, _mm512_set1_epi32(1));
   const __m512i rank = _mm512_popcnt_epi32(_mm512_and_si512(words, below));
   return _mm512_maskz_permutexvar_ps(mask, rank, _mm512_loadu_ps(vals));
@@ -175,11 +162,12 @@ LEAP_AVX512 inline __m512 expand(__mmask16 mask, __m512i words, const float* val
 struct Float32 {
   using Value = float;
   template <int B, int kSums>
-  LEAP_AVX512 static inline void add(uint32_t word, const float* v, const float* x, int i, __m512 (&sums)[B][kSums]) {
-    const __m512i words = _mm512_set1_epi32(int(word));
-    const __m512 low = expand(__mmask16(word), words, v);
+  LEAP_AVX512 static inline void add(const uint32_t* word, const float* v, const float* x, int i,
+                                     __m512 (&sums)[B][kSums]) {
+    const __m512i words = broadcast(word);
+    const __m512 low = expand(__mmask16(*word), words, v);
     const __m512 high =
-        expand(__mmask16(word >> 16), _mm512_srli_epi32(words, 16), v + __builtin_popcount(word & 0xffff));
+        expand(__mmask16(*word >> 16), _mm512_srli_epi32(words, 16), v + __builtin_popcount(*word & 0xffff));
     for (int b = 0; b < B; ++b) {
       __m512& first = sums[b][(2 * i) % kSums];
       first = _mm512_fmadd_ps(low, _mm512_load_ps(x + 32 * b), first);
@@ -193,7 +181,7 @@ struct Float32 {
 struct BFloat16Split {
   using Value = uint16_t;
   template <int B, int kSums>
-  LEAP_AVX512 static inline void add(uint32_t word, const uint16_t* v, const float* x, int i,
+  LEAP_AVX512 static inline void add(const uint32_t* word, const uint16_t* v, const float* x, int i,
                                      __m512 (&sums)[B][kSums]) {
     const __m512i pairs = expand(word, v);
     const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -207,112 +195,90 @@ struct BFloat16Split {
   }
 };
 
-template <typename Format, int B, int R>
-LEAP_AVX512 void block_avx512(const Problem& q, int64_t row, int batch) {
-  using T = typename Format::Value;
-  constexpr int kSums = sums_per_output(R, B);
-  const float* x = static_cast<const float*>(q.x) + batch * q.columns;
-  const uint32_t* bits = q.bits + row * q.words();
-  const T* v[R];
-  __m512 sums[R][B][kSums];
-  for (int r = 0; r < R; ++r) {
-    v[r] = static_cast<const T*>(q.vals) + q.row_start(row + r);
-    for (int b = 0; b < B; ++b)
-      for (int s = 0; s < kSums; ++s) sums[r][b][s] = _mm512_setzero_ps();
-  }
-  for (int64_t w = 0; w < q.words(); w += 2, x += 64 * B) {
+template <typename Format, int B>
+LEAP_AVX512 void slice_avx512(const Slice& slice, float* sums) {
+  constexpr int kAcc = accumulators(B);
+  const float* x = static_cast<const float*>(slice.x);
+  const typename Format::Value* v = static_cast<const typename Format::Value*>(slice.vals);
+  __m512 acc[B][kAcc];
+  for (int b = 0; b < B; ++b)
+    for (int s = 0; s < kAcc; ++s) acc[b][s] = _mm512_setzero_ps();
+  for (int64_t w = 0; w < slice.words; w += 2, x += 64 * B) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-#pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) {
-        const uint32_t word = bits[r * q.words() + w + i];
-        Format::add(word, v[r], x + 32 * B * i, i, sums[r]);
-        v[r] += __builtin_popcount(word);
-      }
+      prefetch(v, slice.prefetch_bytes);
+      Format::add(slice.bits + w + i, v, x + 32 * B * i, i, acc);
+      v += __builtin_popcount(slice.bits[w + i]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < B; ++b) {
-      for (int s = 1; s < kSums; ++s) sums[r][b][0] = _mm512_add_ps(sums[r][b][0], sums[r][b][s]);
-      q.put(batch + b, row + r, _mm512_reduce_add_ps(sums[r][b][0]));
-    }
+  for (int b = 0; b < B; ++b) {
+    for (int s = 1; s < kAcc; ++s) acc[b][0] = _mm512_add_ps(acc[b][0], acc[b][s]);
+    sums[b] += _mm512_reduce_add_ps(acc[b][0]);
   }
 }
 
 // bfloat16 dot products in hardware, x in bfloat16. Products of two bfloat16 are exact in float32, so against the other
 // kernels only the order of the sum differs (and subnormal numbers count as 0).
-template <int B, int R>
-LEAP_AVX512_BF16 void block_avx512_dot(const Problem& q, int64_t row, int batch) {
-  constexpr int kSums = sums_per_output(R, B);
-  const uint16_t* x = static_cast<const uint16_t*>(q.x) + batch * q.columns;
-  const uint32_t* bits = q.bits + row * q.words();
-  const uint16_t* v[R];
-  __m512 sums[R][B][kSums];
-  for (int r = 0; r < R; ++r) {
-    v[r] = static_cast<const uint16_t*>(q.vals) + q.row_start(row + r);
-    for (int b = 0; b < B; ++b)
-      for (int s = 0; s < kSums; ++s) sums[r][b][s] = _mm512_setzero_ps();
-  }
-  for (int64_t w = 0; w < q.words(); w += 4, x += 128 * B) {
+template <int B>
+LEAP_AVX512_BF16 void slice_avx512_dot(const Slice& slice, float* sums) {
+  constexpr int kAcc = accumulators(B);
+  const uint16_t* x = static_cast<const uint16_t*>(slice.x);
+  const uint16_t* v = static_cast<const uint16_t*>(slice.vals);
+  __m512 acc[B][kAcc];
+  for (int b = 0; b < B; ++b)
+    for (int s = 0; s < kAcc; ++s) acc[b][s] = _mm512_setzero_ps();
+  for (int64_t w = 0; w < slice.words; w += 4, x += 128 * B) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) {
-        const uint32_t word = bits[r * q.words() + w + i];
-        const __m512i pairs = expand(word, v[r]);
-        v[r] += __builtin_popcount(word);
-        for (int b = 0; b < B; ++b) {
-          const __m512i column = _mm512_load_si512(x + 32 * (B * i + b));
-          __m512& sum = sums[r][b][i % kSums];
-          sum = _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)column);
-        }
+      prefetch(v, slice.prefetch_bytes);
+      const __m512i pairs = expand(slice.bits + w + i, v);
+      v += __builtin_popcount(slice.bits[w + i]);
+      for (int b = 0; b < B; ++b) {
+        const __m512i column = _mm512_load_si512(x + 32 * (B * i + b));
+        __m512& sum = acc[b][i % kAcc];
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)column);
       }
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int b = 0; b < B; ++b) {
-      for (int s = 1; s < kSums; ++s) sums[r][b][0] = _mm512_add_ps(sums[r][b][0], sums[r][b][s]);
-      q.put(batch + b, row + r, _mm512_reduce_add_ps(sums[r][b][0]));
-    }
+  for (int b = 0; b < B; ++b) {
+    for (int s = 1; s < kAcc; ++s) acc[b][0] = _mm512_add_ps(acc[b][0], acc[b][s]);
+    sums[b] += _mm512_reduce_add_ps(acc[b][0]);
   }
 }
 
 #endif  // __x86_64__
 
 template <int B>
-Kernels choose([[maybe_unused]] int isa, int dtype) {
+Kernel choose([[maybe_unused]] int isa, int dtype) {
 #if defined(__x86_64__)
-  // 16 vector registers do not hold 2 x 8 sums.
-  constexpr int kAvx2Rows = B == 8 ? 1 : 2;
   if (dtype == kFloat32) {
-    if (isa >= kAvx512) return {block_avx512<Float32, B, 1>, block_avx512<Float32, B, 2>};
-    if (isa == kAvx2) return {block_avx2<float, B, 1>, kAvx2Rows == 2 ? block_avx2<float, B, kAvx2Rows> : nullptr};
+    if (isa >= kAvx512) return slice_avx512<Float32, B>;
+    if (isa == kAvx2) return slice_avx2<float, B>;
   } else {
-    if (isa == kAvx512Bf16) return {block_avx512_dot<B, 1>, block_avx512_dot<B, 2>};
-    if (isa == kAvx512) return {block_avx512<BFloat16Split, B, 1>, block_avx512<BFloat16Split, B, 2>};
-    if (isa == kAvx2) return {block_avx2<uint16_t, B, 1>, kAvx2Rows == 2 ? block_avx2<uint16_t, B, kAvx2Rows> : nullptr};
+    if (isa == kAvx512Bf16) return slice_avx512_dot<B>;
+    if (isa == kAvx512) return slice_avx512<BFloat16Split, B>;
+    if (isa == kAvx2) return slice_avx2<uint16_t, B>;
   }
 #endif
-  return {dtype == kFloat32 ? block_scalar<float, B> : block_scalar<uint16_t, B>, nullptr};
+  return dtype == kFloat32 ? slice_scalar<float, B> : slice_scalar<uint16_t, B>;
 }
 
 // x [batch, count] as the kernels of an instruction set read it, zero beyond `count`: for every block of B rows
-// [columns / 32, B, 32], on a cache line boundary; float32, or, where the hardware multiplies that, bfloat16 with columns
-// i and 16 + i of the 32 side by side, as expand() leaves them.
+// [columns / 32, B, 32], on a cache line boundary; float32, or, where the hardware multiplies that, bfloat16 with
+// columns i and 16 + i of the 32 side by side, as expand() leaves them.
 class PreparedX {
  public:
   PreparedX(const void* x, int dtype, int isa, int batch, int64_t count, int64_t columns)
-      : storage_(size_t(batch * columns) + 16, 0.0f) {
+      : storage_(size_t(batch * columns) + 16, 0.0f), narrow_(dtype == kBFloat16 && isa == kAvx512Bf16) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(storage_.data());
     data_ = storage_.data() + (64 - address % 64) % 64 / 4;
-    const bool narrow = dtype == kBFloat16 && isa == kAvx512Bf16;
     for (int b = 0, width; b < batch; b += width) {
       width = block_width(batch - b);
       for (int i = 0; i < width; ++i) {
         for (int64_t c = 0; c < count; c += 32) {
           const int64_t source = (b + i) * count + c, target = b * columns + c * width + 32 * i;
           const int n = int(std::min<int64_t>(32, count - c));
-          if (narrow) {
+          if (narrow_) {
             uint16_t* halves = reinterpret_cast<uint16_t*>(data_) + target;
             for (int k = 0; k < n; ++k) halves[2 * (k % 16) + k / 16] = static_cast<const uint16_t*>(x)[source + k];
           } else {
@@ -322,14 +288,66 @@ class PreparedX {
       }
     }
   }
-  const void* data() const { return data_; }
+  const char* data() const { return reinterpret_cast<const char*>(data_); }
+  bool narrow() const { return narrow_; }  // bfloat16, not float32
 
  private:
   std::vector<float> storage_;
+  bool narrow_;
   float* data_;
 };
 
 constexpr int64_t kRowsPerTask = 16;
+
+// Columns are cut so that a block of x fits into this much of the first-level cache while all rows of a task use it.
+constexpr int64_t kBytesOfX = 24 * 1024;
+
+// Measured on Zen 5: 2.1 to 1.4 ms for AVX2 bfloat16, 1.8 to 1.6 ms for AVX-512 float32 (4096 x 4096, half kept).
+constexpr int64_t kPrefetchBytes = 2048;
+
+struct Problem {
+  const uint32_t* bits;
+  const int32_t* off;
+  const int64_t* row_base;  // or null
+  const char* vals;
+  const char* x;  // as PreparedX lays it out
+  void* y;        // [batch, rows]
+  int64_t rows, groups;
+  int dtype;
+  int64_t value_bytes, x_bytes;
+
+  const char* values(int64_t row, int64_t group) const {
+    return vals + value_bytes * (off[row * groups + group] + (row_base ? row_base[row] : 0));
+  }
+
+  // Rows [first, last) of y for the block of `width` rows of x that starts at `b`.
+  void multiply(Kernel kernel, int64_t first, int64_t last, int b, int width) const {
+    float sums[kRowsPerTask][8] = {};
+    const int64_t step = std::min(groups, std::max<int64_t>(1, kBytesOfX / (128 * x_bytes * width)));
+    // Where rows are visited several times, a stretch at a time, the task after this one is what to fetch meanwhile.
+    const bool whole_rows = step == groups;
+    const int64_t task_bytes = last < rows ? values(last, 0) - values(first, 0) : 0;
+    const int64_t prefetch_bytes = whole_rows ? kPrefetchBytes : task_bytes;
+    for (int64_t group = 0; group < groups; group += step) {
+      const int64_t words = 4 * std::min(step, groups - group);
+      const char* x_block = x + x_bytes * 128 * (groups * b + group * width);
+      for (int64_t row = first; row < last; ++row) {
+        const uint32_t* row_bits = bits + 4 * (row * groups + group);
+        kernel({row_bits, values(row, group), x_block, words, prefetch_bytes}, sums[row - first]);
+      }
+    }
+    for (int64_t row = first; row < last; ++row) {
+      for (int i = 0; i < width; ++i) {
+        const float sum = sums[row - first][i];
+        if (dtype == kFloat32) {
+          static_cast<float*>(y)[(b + i) * rows + row] = sum;
+        } else {
+          static_cast<uint16_t*>(y)[(b + i) * rows + row] = float_to_bf16(sum);
+        }
+      }
+    }
+  }
+};
 
 }  // namespace
 }  // namespace leap
@@ -354,22 +372,20 @@ extern "C" int leap_best_isa() {
 extern "C" void leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const int64_t* row_base, const void* vals,
                                  const void* x, void* y, int64_t rows, int64_t count, int dtype, int batch, int isa,
                                  int threads) {
-  const int64_t columns = (count + 127) / 128 * 128;
-  const PreparedX prepared(x, dtype, isa, batch, count, columns);
-  const Problem q{bits, off, row_base, vals, prepared.data(), y, rows, columns, dtype};
-  const Kernels by_width[9] = {{}, choose<1>(isa, dtype), choose<2>(isa, dtype), {}, choose<4>(isa, dtype),
-                               {}, {},                    {},                    choose<8>(isa, dtype)};
+  const int64_t groups = (count + 127) / 128;
+  const PreparedX prepared(x, dtype, isa, batch, count, 128 * groups);
+  const int value_bytes = dtype == kFloat32 ? 4 : 2, x_bytes = prepared.narrow() ? 2 : 4;
+  const Problem problem{bits, off,  row_base, static_cast<const char*>(vals), prepared.data(), y,
+                        rows, groups, dtype,  value_bytes, x_bytes};
+  const Kernel by_width[9] = {nullptr, choose<1>(isa, dtype), choose<2>(isa, dtype), nullptr, choose<4>(isa, dtype),
+                              nullptr, nullptr,               nullptr,               choose<8>(isa, dtype)};
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t task = 0; task < (rows + kRowsPerTask - 1) / kRowsPerTask; ++task) {
     const int64_t first = task * kRowsPerTask, last = std::min(rows, first + kRowsPerTask);
     // The rows of a task are still in the cache when the next block of x wants them.
     for (int b = 0, width; b < batch; b += width) {
       width = block_width(batch - b);
-      const Kernels& kernels = by_width[width];
-      int64_t row = first;
-      if (kernels.two_rows != nullptr)
-        for (; row + 2 <= last; row += 2) kernels.two_rows(q, row, b);
-      for (; row < last; ++row) kernels.one_row(q, row, b);
+      problem.multiply(by_width[width], first, last, b, width);
     }
   }
 }

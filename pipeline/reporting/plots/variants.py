@@ -76,12 +76,12 @@ def _perplexity(variant: Variant, dataset: str) -> tuple[float, float] | None:
 
 def _mean_accuracy(variant: Variant) -> tuple[float, float] | None:
     value = summary.mean_accuracy_of(variant)
-    return None if value is None else (value, (variant.get("mean_accuracy") or {}).get("stderr", 0.0))
+    return None if value is None else (value, (variant.get("mean_accuracy") or {}).get("stderr") or 0.0)
 
 
 def _task_accuracy(variant: Variant, task: str) -> tuple[float, float] | None:
     measured = variant.get("tasks", {}).get(task, {})
-    return (measured["acc"], measured.get("acc_stderr", 0.0)) if "acc" in measured else None
+    return (measured["acc"], measured.get("acc_stderr") or 0.0) if "acc" in measured else None
 
 
 def _figure(results: RunResults, panels: list[_Panel]) -> Figure | None:

@@ -1,0 +1,192 @@
+"""Pruning a Hugging Face model in a notebook: one process, no pipeline.
+
+    result = leap.prune(model, rows, sparsity=0.5, settings=leap.LearnSettings(steps=200, batch_rows=8))
+    result.export("pruned/", tokenizer)
+
+The steps are those of the pipeline: a layer-wise prior, masks learned on frozen weights, an exact hard mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from leap.bernoulli import BernoulliGate
+from leap.export import apply_masks, export
+from leap.harden import exact_hardener
+from leap.layerwise import Target, sweep
+from leap.learner import MaskLearner, weight_norms
+from leap.masked_linear import masks_installed
+from leap.packed import pack, unpack
+from leap.schedules import warmup_then_cosine
+from leap.settings import LearnSettings
+from leap.surgery import decoder_blocks
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model and how it came about."""
+
+    model: PreTrainedModel
+    """The model that was given: plain linear layers again, pruned weights zero, all others untouched."""
+    sparsity: float
+    """What was asked for."""
+    settings: LearnSettings
+    layer_sparsity: dict[str, float]
+    """Sparsity of each pruned layer by dotted name."""
+    history: list[dict[str, float]]
+    """Metrics of each optimiser step; in the last one also the losses with the sampled, the mean and the hard mask."""
+    packed_masks: dict[str, Tensor]
+    """Mask of each layer at one bit per weight, see :mod:`leap.packed`."""
+
+    def mask(self, layer: str) -> Tensor:
+        """Boolean mask [out, in] of a layer."""
+        return unpack(self.packed_masks[layer], self.model.get_submodule(layer).weight.shape)  # type: ignore[arg-type]
+
+    def export(self, directory: str | Path, tokenizer: Any = None) -> None:
+        """Write a Hugging Face directory, dense with zeros, and ``masks.safetensors``.
+
+        Weights that were changed since, by fine-tuning say, are masked again.
+        """
+        config = self.model.config
+        about = {
+            "model": config.name_or_path,
+            "revision": getattr(config, "_commit_hash", None),
+            "method": "leap",
+            "sparsity": self.sparsity,
+            "scope": self.settings.scope,
+            "pattern": "unstructured",
+        }
+        export(self.model, tokenizer, lambda _, name: (self.mask(name), None), Path(directory), about)
+
+
+def prune(
+    model: PreTrainedModel,
+    rows: Tensor,
+    *,
+    sparsity: float,
+    settings: LearnSettings | None = None,
+    prior_rows: int = 128,
+    prior_options: dict[str, Any] | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+) -> PruneResult:
+    """Learn which weights of ``model`` to keep, and set the others to zero, in place.
+
+    Works where the model is, CPU or GPU, in its dtype, and needs 16 bytes more per prunable weight, for fp32 logits,
+    their gradient and Adam's moments. Interrupted or failed, it leaves the model dense as it was.
+
+    Args:
+        model: any causal LM whose decoder blocks hold ``nn.Linear`` layers.
+        rows: token ids [R, S] without padding. Training goes through them in order and over again.
+        sparsity: share of the weights in the decoder blocks to remove, in [0, 1).
+        settings: of the learning; LEAP's published values by default, which are meant for long runs.
+        prior_rows: how many of the rows the layer-wise prior looks at.
+        prior_options: keyword arguments of the prior's method.
+        on_step: called with the metrics of each step. A progress bar is shown unless those of transformers are off.
+
+    Raises:
+        ValueError: rows, sparsity or an option that cannot be used, or a model without decoder blocks to prune.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    settings = settings or LearnSettings()
+    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2 or rows.is_floating_point():
+        raise ValueError(f"rows must be token ids [R, S] with S >= 2, not {rows.dtype} {list(rows.shape)}")
+    rows = rows.to(next(model.get_input_embeddings().parameters()).device)
+    gate = BernoulliGate(settings)
+    was_training = model.training
+    model.eval()  # no dropout: the noise of the masks is the only one
+    try:
+        # Magnitude is the one prior that is usually compared within the layer.
+        target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
+        first_logits = {}
+        for number, (name, mask, score) in enumerate(_prior(model, rows[:prior_rows], settings, target, prior_options)):
+            # The seeds of a pipeline run with seed 0.
+            generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
+            first_logits[name] = nn.Parameter(gate.initial(mask, score, generator))
+        with masks_installed(model, gate) as (state, layers):
+            for name, layer in layers.items():
+                layer.logits = first_logits.pop(name)
+            learner = MaskLearner(
+                lambda batch: model(input_ids=batch, use_cache=False).logits,
+                state,
+                weight_norms(layers),
+                settings,
+                1 - sparsity,
+            )
+            logits = [layer.logits for layer in layers.values()]
+            history = _learn(learner, logits, rows, on_step)
+            hardener = exact_hardener(lambda: logits, sparsity, settings.scope)
+            batches = list(_microbatches(rows, settings, settings.steps - 1))
+            losses = learner.mask_losses(batches, settings.steps - 1, hardener)
+            history[-1] |= {f"mask_loss.{mode}": loss for mode, loss in losses.items()}
+            masks = {name: pack(hardener.mask(n, layer.logits)) for n, (name, layer) in enumerate(layers.items())}
+    finally:
+        model.train(was_training)
+    shapes = {name: layer.weight.shape for name, layer in layers.items()}
+    layer_sparsity = apply_masks(model, lambda _, name: (unpack(masks[name], shapes[name]), None))
+    return PruneResult(model, sparsity, settings, layer_sparsity, history, masks)
+
+
+def _prior(
+    model: PreTrainedModel, rows: Tensor, settings: LearnSettings, target: Target, options: dict[str, Any] | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, mask and score of each layer, in module order; leaves the weights as they were.
+
+    The sweep prunes in place, so that each block sees the pruned ones before it, but it is through with a block when it
+    hands out the block's results: one block of dense weights is all that has to be kept.
+    """
+    _, blocks = decoder_blocks(model)
+    results = sweep(model, rows, settings.prior, target, options=options)
+    for block in blocks:
+        linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
+        dense = [linear.weight.detach().clone() for linear in linears]
+        try:
+            of_block = [next(results) for _ in linears]
+        finally:
+            with torch.no_grad():
+                for linear, weight in zip(linears, dense, strict=True):
+                    linear.weight.copy_(weight)
+        for name, result in of_block:
+            yield name, result.mask, result.score
+
+
+def _microbatches(rows: Tensor, settings: LearnSettings, step: int) -> Iterable[Tensor]:
+    """The micro-batches of ``step``: consecutive rows, counted modulo the number of rows."""
+    first = step * settings.batch_rows
+    order = torch.arange(first, first + settings.batch_rows, device=rows.device) % len(rows)
+    return (rows[part] for part in order.split(settings.microbatch_rows))
+
+
+def _learn(
+    learner: MaskLearner,
+    logits: list[nn.Parameter],
+    rows: Tensor,
+    on_step: Callable[[dict[str, float]], None] | None,
+) -> list[dict[str, float]]:
+    """AdamW on the logits; returns the metrics of all steps."""
+    s = learner.settings
+    optimiser = torch.optim.AdamW(logits, lr=s.learning_rate, betas=s.betas, weight_decay=0.0)
+    history = []
+    with transformers_logging.tqdm(total=s.steps, desc="learning masks", unit="step") as bar:
+        for step in range(s.steps):
+            rate = s.learning_rate * warmup_then_cosine(step, s.steps, s.warmup_steps, s.final_rate)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            for number, batch in enumerate(_microbatches(rows, s, step)):
+                (learner.loss(batch, step, number) / s.microbatches).backward()
+            metrics = learner.finish_step(step) | {"step": step, "learning_rate": rate}
+            optimiser.step()
+            history.append(metrics)
+            bar.update()
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", density=f"{metrics['density']:.4f}")
+            if on_step is not None:
+                on_step(metrics)
+    return history

@@ -1,0 +1,116 @@
+"""What a run will take, from sizes and settings alone: memory of a worker, and seconds by counting operations.
+
+Shapes of the counts: N weights of linear layers, T tokens. A forward pass is 2·N·T floating-point operations, the
+gradient of the activations as much again, and that of the masked weights 2·T for each.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from leap.layerwise import METHODS
+from pipeline.config import LearnConfig, RunConfig
+from pipeline.plan import Measurement
+from pipeline.sizes import Sizes
+
+#: Operations a second of one GPU: what the published runs come to, 6·N·T over their GPU-hours, 0.8 to 1.5e14 on H100s.
+GPU_SPEED = 1.2e14
+#: Share of the speed of a plain matrix product that training reached: SmolLM2-135M, 512 tokens a step with
+#: distillation, in 7 to 9 s on a core that multiplies at 130 GFLOP/s.
+EFFICIENCY = 0.5
+#: Seconds that starting a group of workers takes.
+WORKER_START = 12.0
+#: Steps of about in²·out multiplications that a solver makes in each layer.
+_SOLVER_STEPS = {"sparsegpt": 1, "thanos": 2, "admm": 21, "alps": 300, "optima": 100}
+#: A question of a zero-shot task: choices times tokens of each with its context.
+_TASK_TOKENS = 4 * 100
+
+
+def cpu_speed(threads: int) -> float:
+    """Operations a second of a large matrix product in fp32 on this machine, measured for about 0.2 s."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.randn(768, 768), torch.randn(768, 768)
+        a @ b  # the first call sets the library up
+        best, began = 0.0, time.perf_counter()
+        while (at := time.perf_counter()) - began < 0.2:
+            a @ b
+            best = max(best, 2 * 768**3 / (time.perf_counter() - at))
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[str, float]:
+    """Bytes of one worker by what they are for. Activations within the decoder blocks are not counted."""
+    settings = learn.settings
+    width = getattr(torch, config.model.dtype).itemsize
+    # fp32: logits, log-softmax and gradient; with a teacher its logits and log-softmax too.
+    copies = 5 if settings.distillation else 3
+    return {
+        f"weights, {config.model.dtype}, frozen": sizes.parameters * width / learn.workers,
+        "mask logits, gradient, Adam, fp32": sizes.prunable * 16 / learn.workers,
+        "largest layer, gathered": float(sizes.gathered),
+        "output of a micro-batch, fp32": 4.0
+        * copies
+        * settings.microbatch_rows
+        * config.data.context_length
+        * sizes.vocabulary,
+    }
+
+
+def training_tokens(config: RunConfig, learn: LearnConfig) -> int:
+    """Tokens of one learning run."""
+    return learn.settings.steps * learn.settings.batch_rows * config.data.context_length
+
+
+def learn_seconds(config: RunConfig, learn: LearnConfig, sizes: Sizes, cpu: float) -> float:
+    """One learning run, with the measurements on held-out text."""
+    settings = learn.settings
+    a_token = 4 * sizes.linear + 2 * sizes.prunable
+    a_token += 2 * sizes.linear * (bool(settings.distillation) + learn.activation_checkpointing)
+    watched = 3 * (settings.steps // learn.watch_every + 1) * learn.watch_rows * config.data.context_length
+    operations = a_token * training_tokens(config, learn) + 2 * sizes.linear * watched
+    return WORKER_START + operations / (learn.workers * (GPU_SPEED if learn.gpu else cpu))
+
+
+def prior_seconds(config: RunConfig, method: str, sizes: Sizes, cpu: float) -> float:
+    """One layer-wise method at one sparsity, on one CPU."""
+    needs = METHODS[method].needs
+    if needs == "none":
+        return sizes.prunable / cpu
+    tokens = config.prior.rows * config.data.context_length
+    operations = 4 * sizes.prunable * tokens  # each block once for its statistics and once for the next block's inputs
+    if needs == "gram":
+        operations += 2 * sizes.gram * tokens + 2 * sizes.solve * _SOLVER_STEPS[method]
+    return operations / cpu
+
+
+def evaluate_seconds(config: RunConfig, work: Measurement, sizes: Sizes, cpu: float) -> float | None:
+    """One cell of the table; none for the full set of a task, whose size is not known here."""
+    speed = GPU_SPEED if any(learn.gpu for learn in config.learn.values()) else cpu
+    tokens: int | None
+    if work.kind == "perplexity":
+        tokens = config.data.evaluation[work.subject].tokens
+    elif work.subject == "cloze" and config.evaluate.cloze:
+        cloze = config.evaluate.cloze
+        tokens = cloze.questions * 4 * (cloze.context_tokens + cloze.continuation_tokens)
+    else:
+        documents = config.evaluate.documents_for(work.subject)
+        tokens = documents * _parts(work.spec) * _TASK_TOKENS if documents else None
+    return None if tokens is None else 2 * sizes.linear * tokens / speed
+
+
+def _parts(spec: str) -> int:
+    """Single tasks that a task stands for; those of the hub count as one, reading their list takes too long."""
+    if "/" not in spec:
+        return 1
+    from pipeline.evaluation.tasks import resolve_task
+
+    try:
+        return len(resolve_task(spec).entries)
+    except ValueError:  # the checks before a run say what is wrong with it
+        return 1

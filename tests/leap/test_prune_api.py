@@ -1,0 +1,203 @@
+"""``leap.prune`` from end to end, on a model that has learned a pattern."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import leap
+from leap.layerwise import METHODS, Target
+from leap.learner import NonFiniteLossError
+from leap.surgery import prunable_linears
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = leap.LearnSettings(steps=60, batch_rows=16, microbatch_rows=8, learning_rate=0.01)
+LAGRANGIAN = leap.DensityControl(kind="lagrangian", weight=200, relaxation=0.3, of="expected")
+SHORT = replace(SETTINGS, steps=2, batch_rows=2, microbatch_rows=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars():
+    enabled = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    if enabled:
+        transformers.utils.logging.enable_progress_bar()
+
+
+def test_a_learned_mask_beats_magnitude_and_the_model_is_an_ordinary_one(pattern_model, rows, loss_on, tmp_path):
+    dense = copy.deepcopy(pattern_model)
+    steps: list[dict[str, float]] = []
+    result = leap.prune(pattern_model, rows, sparsity=0.6, settings=SETTINGS, on_step=steps.append)
+
+    magnitude = copy.deepcopy(dense)
+    for _ in leap.sweep(magnitude, None, "magnitude", Target(0.6, "layer")):
+        pass
+    # Measured: dense 0.06, learned 0.03, magnitude 0.76 nats.
+    assert loss_on(pattern_model) < 0.2 < 0.5 < loss_on(magnitude)
+    assert result.model is pattern_model
+
+    assert steps == result.history
+    assert [m["step"] for m in steps] == list(range(60))
+    assert steps[-1]["lm_loss"] < steps[0]["lm_loss"]
+    assert steps[-1]["mask_loss.hard"] == pytest.approx(steps[-1]["mask_loss.sampled"], abs=0.05), "no gap to close"
+
+    linears, untouched = prunable_linears(pattern_model), dense.state_dict()
+    assert leap.zeros(pattern_model) == (round(0.6 * leap.zeros(dense)[1]), leap.zeros(dense)[1])
+    assert all(type(m) is nn.Linear for m in linears.values())
+    assert all(p.requires_grad for p in pattern_model.parameters())
+    assert list(result.layer_sparsity) == list(linears)
+    for name, value in pattern_model.state_dict().items():
+        layer = name.removesuffix(".weight")
+        kept = untouched[name] * result.mask(layer) if layer in linears else untouched[name]
+        assert torch.equal(value, kept), name
+
+    with torch.no_grad():
+        for linear in linears.values():
+            linear.weight.add_(1)  # as fine-tuning might do
+    result.export(tmp_path / "out")
+    loaded, masks = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), leap.MaskFile(tmp_path / "out")
+    assert leap.zeros(loaded) == leap.zeros(pattern_model) == (round(0.6 * leap.zeros(dense)[1]), leap.zeros(dense)[1])
+    assert {"method": "leap", "sparsity": 0.6, "scope": "global"}.items() <= masks.about.items()
+    assert all(torch.equal(mask, result.mask(name)) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("density", [leap.DensityControl(), LAGRANGIAN], ids=["penalty", "lagrangian"])
+def test_density_is_held_within_a_percent_and_more_steps_do_not_hurt(density, trained_pattern_model, rows, loss_on):
+    losses = []
+    for steps in (30, 120):
+        model = copy.deepcopy(trained_pattern_model)
+        result = leap.prune(model, rows, sparsity=0.6, settings=replace(SETTINGS, steps=steps, density=density))
+        last = result.history[-1]
+        controlled = last["density" if density.of == "sampled" else "expected_density"]
+        assert controlled == pytest.approx(0.4, abs=0.01), steps
+        losses.append(loss_on(model))
+    assert losses[1] < losses[0] + 0.01
+
+
+@pytest.mark.parametrize("scope", ["layer", "row"])
+def test_sparsity_is_exact_within_the_asked_scope(scope, pattern_model, rows):
+    result = leap.prune(pattern_model, rows, sparsity=0.3, settings=replace(SHORT, scope=scope))
+    for name, linear in prunable_linears(pattern_model).items():
+        mask = result.mask(name)
+        units = mask if scope == "row" else mask.reshape(1, -1)
+        assert ((~units).sum(1) == round(0.3 * units.shape[1])).all()
+        assert torch.equal(linear.weight != 0, mask)
+
+
+@pytest.mark.parametrize("prior", ["magnitude", "wanda", "admm"])
+def test_the_first_logits_are_the_priors_and_come_from_dense_weights(prior, trained_pattern_model, rows):
+    # Hardly any learning and hardly any noise: what is left is the prior's mask.
+    settings = replace(SHORT, steps=1, prior=prior, init_std=1e-6, prior_strength=1e6, learning_rate=1e-9)
+    model, swept = copy.deepcopy(trained_pattern_model), copy.deepcopy(trained_pattern_model)
+    options = {"iterations": 6, "mask_iterations": 4} if prior == "admm" else None
+    result = leap.prune(model, rows, sparsity=0.5, settings=settings, prior_rows=8, prior_options=options)
+    target = Target(0.5, "layer" if prior == "magnitude" else "row")
+    dense = prunable_linears(trained_pattern_model)
+    for name, pruned in leap.sweep(swept, rows[:8], prior, target, options=options):
+        assert torch.equal(result.mask(name), pruned.mask)
+        weight = model.get_submodule(name).weight
+        assert torch.equal(weight, dense[name].weight * pruned.mask), "not the weights the method computed"
+    assert METHODS["admm"].changes_weights
+
+
+def test_the_same_seed_gives_the_same_masks_and_another_others(trained_pattern_model, rows):
+    def masks(seed: int) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(trained_pattern_model)
+        return leap.prune(model, rows, sparsity=0.5, settings=replace(SHORT, seed=seed)).packed_masks
+
+    first, again, other = masks(0), masks(0), masks(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", ["prior", "step"])
+def test_interrupted_it_leaves_the_model_as_it_was(when, pattern_model, rows, monkeypatch):
+    pattern_model.train()
+    pattern_model.lm_head.requires_grad_(False)
+    before, modules = copy.deepcopy(pattern_model.state_dict()), list(pattern_model.modules())
+    flags = [p.requires_grad for p in pattern_model.parameters()]
+
+    def stop(*_):
+        raise _StopError
+
+    if when == "prior":  # in the second block, when half of its layers are pruned
+        run = METHODS["wanda"].run
+        calls = iter(range(14))
+        failing = replace(METHODS["wanda"], run=lambda *args: stop() if next(calls) == 10 else run(*args))
+        monkeypatch.setitem(METHODS, "wanda", failing)
+    with pytest.raises(_StopError):
+        leap.prune(pattern_model, rows, sparsity=0.5, settings=SHORT, on_step=stop)
+    assert list(pattern_model.modules()) == modules
+    assert [p.requires_grad for p in pattern_model.parameters()] == flags
+    assert all(m.training for m in pattern_model.modules())
+    after = pattern_model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_bfloat16_model_stays_one(pattern_model, rows):
+    result = leap.prune(pattern_model.bfloat16(), rows, sparsity=0.5, settings=SHORT)
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    zero, numel = leap.zeros(result.model)
+    assert zero == round(0.5 * numel)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pattern_model, rows):
+    with torch.no_grad():
+        pattern_model.lm_head.weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        leap.prune(pattern_model, rows, sparsity=0.5, settings=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": torch.zeros(4, dtype=torch.int64)}, r"rows must be token ids .*\[4\]"),
+        ({"rows": torch.zeros(4, 1, dtype=torch.int64)}, "S >= 2"),
+        ({"rows": torch.zeros(0, 8, dtype=torch.int64)}, "rows must be token ids"),
+        ({"rows": torch.zeros(4, 8)}, "torch.float32"),
+        ({"sparsity": 1.0}, "sparsity must be in"),
+        ({"prior_options": {"bogus": 1}}, "wanda has no option 'bogus'"),
+    ],
+)
+def test_wrong_arguments(change, message, pattern_model, rows):
+    with pytest.raises(ValueError, match=message):
+        leap.prune(pattern_model, **{"rows": rows, "sparsity": 0.5, "settings": SHORT, **change})
+
+
+IMPORTS = """
+import sys
+import leap
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "import leap is cheap"
+import leap.settings
+assert "torch" not in sys.modules, "so is reading a configuration"
+leap.prune, leap.sweep, leap.MaskFile, leap.Schedule, leap.zeros
+for name in leap.__all__:
+    getattr(leap, name)
+import leap_kernels
+assert not {"ray", "mlflow", "deepspeed", "lm_eval", "pipeline"} & set(sys.modules)
+try:
+    leap.bogus
+except AttributeError as error:
+    assert "bogus" in str(error)
+"""
+
+
+def test_import_is_cheap_and_brings_in_nothing_of_the_pipeline(tmp_path):
+    # From a mere checkout, with nothing installed and no path to the kernels.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=tmp_path, env=environment, timeout=120)

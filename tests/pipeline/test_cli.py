@@ -1,0 +1,265 @@
+"""The command line: what it offers, what it prints, and that wrong input ends in one line before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+import pipeline.main
+from pipeline import models, preflight, recipe
+from pipeline.evaluation import tasks
+from pipeline.run import main, parser
+
+#: The public command line: options (with the number of values) and positionals of each command.
+COMMANDS = {
+    "run": {"--recipe": 1, "--quiet": 0, "overrides": "*"},
+    "plan": {"--recipe": 1, "overrides": "*"},
+    "recipes": {},
+    "fields": {},
+}
+
+
+def test_the_command_line_is_what_it_was() -> None:
+    (commands,) = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    found = {
+        name: {
+            (action.option_strings or [action.dest])[-1]: 1 if action.nargs is None else action.nargs
+            for action in command._actions
+            if action.dest != "help"
+        }
+        for name, command in commands.choices.items()
+    }
+    assert found == COMMANDS
+    assert parser().parse_args(["run", "--recipe", "nano", "a=1", "--quiet"]).overrides == ["a=1"]
+    for required in (["run"], ["plan"], []):
+        with pytest.raises(SystemExit) as caught:
+            parser().parse_args(required)
+        assert caught.value.code == 2
+
+
+@pytest.fixture
+def fails(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> SimpleNamespace:
+    """Runs a recipe that must not get as far as Ray; ``of`` returns the one line on standard error."""
+
+    def started(*_: object) -> None:
+        raise AssertionError("Ray would have been started")
+
+    monkeypatch.setattr(pipeline.main, "start_ray", started)
+
+    def of(*overrides: str, name: str = str(tiny / "tiny.yaml")) -> str:
+        assert main(["run", "--recipe", name, f"output={tmp_path / 'runs'}", *overrides]) == 2
+        out, err = capsys.readouterr()
+        assert not ray.is_initialized()
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1, err
+        assert out == ""
+        assert not (tmp_path / "runs").exists()
+        return err.removeprefix("error: ").rstrip()
+
+    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "parts"),
+    [
+        ("stages=1", "stages", ["unknown key", "allowed here", "sparsities"]),
+        ("learn.leap.settings.learning_rat=1", "learn.leap.settings.learning_rat", ["did you mean learning_rate?"]),
+        ("learn.leap.settings.density.wight=1", "learn.leap.settings.density.wight", ["did you mean weight?"]),
+        ("data.evaluation.words.token=1", "data.evaluation.words.token", ["did you mean tokens?"]),
+        ("evaluate.cloze.question=1", "evaluate.cloze.question", ["did you mean questions?"]),
+        ("sparsities=[1.0]", "sparsities.0", ["less than 1", "not 1.0"]),
+        ("sparsities=[0.5, -0.1]", "sparsities.1", ["greater than or equal to 0", "not -0.1"]),
+        ("sparsities=[0.5, 0.5]", "sparsities", ["different numbers", "[0.5, 0.5]"]),
+        ("sparsities=half", "sparsities", ["valid list", "'half'"]),
+        ("learn.leap.settings.batch_rows=5", "learn.leap", ["5 micro-batches", "2 workers", "batch_rows"]),
+        ("learn.leap.workers=3", "learn.leap", ["4 micro-batches", "3 workers", "workers"]),
+        ("learn.leap.settings.microbatch_rows=3", "learn.leap.settings", ["batch_rows 4", "multiple"]),
+        ("learn.leap.settings.temperature.start=0", "learn.leap.settings.temperature", ["positive", "0.0"]),
+        ("learn.leap.settings.scale.end=-1", "learn.leap.settings.scale", ["positive", "-1.0"]),
+        ("learn.leap.settings.scale.end=.inf", "learn.leap.settings.scale", ["finite", "inf"]),
+        ("learn.leap.settings.scale.shape=step", "learn.leap.settings.scale.shape", ["'linear'", "'cosine'", "'step'"]),
+        ("learn.leap.settings.scale=3", "learn.leap.settings.scale", ["dictionary", "3"]),
+        ("learn.leap.settings.learning_rate=.nan", "learn.leap.settings", ["learning_rate", "positive", "nan"]),
+        ("evaluate.batch_size=many", "evaluate.batch_size", ["integer", "'auto'", "'many'"]),
+        ("prior.methods=[wandb]", "prior.methods.0", ["'wanda'", "'admm'", "'wandb'"]),
+        ("data.calibration.source=5", "data.calibration.source", ["string", "list", "5"]),
+        ("sparsities", "sparsities", ["expected key.sub=value"]),
+        ("=0.5", "=0.5", ["expected key.sub=value"]),
+        ("sparsities=[0.5", "sparsities", ["'[0.5'", "YAML"]),
+        ("sparsities.x=1", "sparsities.x", ["sparsities is a value, not a section"]),
+        ("seed.x=1", "seed", ["valid integer"]),
+        ("model.source=./nowhere", "model.source", ["./nowhere", "a directory, gguf:PACKAGE"]),
+        ("model.source=gguf:no-such-package", "model.source", ["no installed package no-such-package", "pip install"]),
+        ("data.calibration.source=/no/such.jsonl", "data.calibration.source", ["no file matches", "embedded"]),
+        ("data.heldout.source=$NOT_SET/a.txt", "data.heldout.source", ["no file matches", "variable is not set"]),
+        ("data.evaluation.words.source=/no/*.txt", "data.evaluation.words.source", ["no file matches /no/*.txt"]),
+        ("data.context_length=65", "data.context_length", ["65 tokens", "context of 64"]),
+        ("evaluate.task_directory=/no/such", "evaluate.task_directory", ["does not exist"]),
+        ("output=/dev/null", "output", ["is a file"]),
+        ("output=nosuch://bucket", "output", ["nosuch"]),
+    ],
+)
+def test_a_wrong_value_ends_in_one_line(fails: SimpleNamespace, override: str, key: str, parts: list[str]) -> None:
+    tasks = ["evaluate.tasks=[one]"] if "task_directory" in override else []
+    line = fails.of(*tasks, override)
+    assert line.startswith((f"{key}:", f"{key} ")), line
+    for part in parts:
+        assert part in line
+
+
+def test_an_unknown_recipe_comes_with_a_suggestion(fails: SimpleNamespace) -> None:
+    line = fails.of(name="nanno")
+    assert line.startswith("--recipe nanno: no such recipe; did you mean nano?")
+    for name in recipe.names():
+        assert name in line
+    assert "did you mean" not in fails.of(name="nope")
+
+
+def test_files_of_a_type_that_is_not_read(fails: SimpleNamespace) -> None:
+    for name in ("a.docx", "b.txt", "c.jsonl"):
+        (fails.directory / name).write_text("text")
+    line = fails.of(f"data.calibration.source={fails.directory}/a.docx")
+    assert line.startswith("data.calibration.source: cannot read")
+    assert ".parquet" in line
+    line = fails.of(f"data.calibration.source=[{fails.directory}/b.txt, {fails.directory}/c.jsonl]")
+    assert "not jsonl, txt together" in line
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    line = fails.of(f"model.source={model}")
+    assert line == "model.source: the tokenizer has 400 tokens and the model 300; they do not fit"
+
+
+def test_a_special_token_beyond_the_model_is_none_that_a_text_has(fails: SimpleNamespace) -> None:
+    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(fails.model)))
+    assert preflight._tokens_of_text(tokenizer) == 400
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert preflight._tokens_of_text(tokenizer) == 400  # as Gemma 3, whose tokenizer has one token more than the model
+    tokenizer.add_tokens(["word"])
+    assert preflight._tokens_of_text(tokenizer) == 402
+
+
+def test_a_directory_without_weights_or_configuration(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    model.mkdir()
+    assert fails.of(f"model.source={model}").startswith(f"model.source: {model} has no config.json")
+    shutil.copy(fails.model / "config.json", model)
+    assert "safetensors" in fails.of(f"model.source={model}")
+
+
+def test_a_model_without_linear_layers_to_prune(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    gpt = {"model_type": "gpt2", "n_embd": 12, "n_head": 2, "n_layer": 1, "n_positions": 64, "vocab_size": 400}
+    (model / "config.json").write_text(json.dumps(gpt))
+    line = fails.of(f"model.source={model}")
+    assert line.startswith(f"model.source: {model}: GPT2LMHeadModel has no stack of decoder blocks")
+
+
+def test_a_hub_that_does_not_answer(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    assert fails.of("model.source=no-such/model").startswith("model.source: cannot load no-such/model: ")
+
+
+def test_an_unknown_task(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fails.directory / "one.yaml").write_text("task: one\n")
+    line = fails.of(f"evaluate.task_directory={fails.directory}", "evaluate.tasks=[onne]")
+    assert line.startswith("evaluate.tasks: onne: no task 'onne'")
+    assert "one" in line
+    # lm-eval's own list takes long to read.
+    monkeypatch.setattr(tasks, "_registry", lambda: SimpleNamespace(all_tasks=["piqa", "mmlu"]))
+    line = fails.of("evaluate.tasks=[piqua]")
+    assert line.startswith("evaluate.tasks: piqua: no task 'piqua' is registered with lm-eval")
+    assert "piqa" in line
+
+
+def test_too_little_disk(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    line = fails.of()
+    assert line.startswith("output: the artifacts need about")
+    assert "has 0.0 GB free" in line
+
+
+def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    for name in recipe.names():
+        assert name in out
+        assert recipe.load(name).model.source in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_field_has_one_line_that_can_be_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fields"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "learn.NAME.settings.learning_rate  float = 0.001" in lines
+    assert "data.calibration.share  [int, int] = [76, 88]" in lines
+    assert "sparsities  list of float ≥ 0 < 1 = [0.5, 0.6]" in lines
+    assert "evaluate.cloze  (or null)" in lines
+    assert any(line.startswith("    Peak learning rate") for line in lines)
+
+
+def test_a_plan_shows_work_sizes_and_what_is_finished(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--recipe", str(tiny / "tiny.yaml"), f"output={tmp_path}"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(len(line) for line in out.splitlines() if not line.startswith("results in")) <= 80
+    for text in (
+        "calibrate",
+        "wanda@0.5",
+        "leap@0.5",
+        "2 to do",
+        "largest layer, gathered",
+        "estimates",
+        "15.4\u00a0k",
+    ):
+        assert text in out
+    assert "finished" not in out
+    assert not list(tmp_path.iterdir())
+
+    plan = pipeline.main.make_plan(recipe.load(arguments[2], arguments[3:]))
+    with plan.priors["wanda", 0.5].work():
+        pass
+    with plan.measurements[0].stage.work():
+        pass
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("finished") == 1
+    assert "1 of 2 done" in out
+
+
+def test_a_plan_of_a_model_that_cannot_be_reached_leaves_out_sizes_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert main(["plan", "--recipe", "llama-3.2-1b", f"output={tmp_path}", "model.source=no-such/model"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    (line,) = [line for line in out.splitlines() if line.startswith("model.source:")]
+    assert "no-such/model cannot be read" in line
+    for text in ("leap@0.6", "2.1\u00a0G", "4 GPU"):
+        assert text in out
+
+
+def test_a_plan_that_cannot_be_run_says_why(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["plan", "--recipe", str(tiny / "tiny.yaml"), f"output={tmp_path}"]
+    assert main([*plan, "data.context_length=128"]) == 2
+    out, err = capsys.readouterr()
+    assert "leap@0.5" in out
+    assert err == "error: data.context_length: 128 tokens are longer than the model's context of 64\n"

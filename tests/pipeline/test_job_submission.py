@@ -1,0 +1,130 @@
+"""``ray job submit`` to a cluster whose environment has the dependencies but not this project, tokens left on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that sees the installed dependencies, but not this project's editable install.
+
+    A path file names the site-packages folder; path files inside that folder, through which the editable install
+    works, are then not read.
+    """
+    home = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = home / "bin" / "python"
+    probe = subprocess.run([python, "-c", "import ray, torch, pipeline"], capture_output=True, text=True, cwd=home)
+    assert "No module named 'pipeline'" in probe.stderr, probe.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def cluster(bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node started as the README says; its dashboard address and the environment of a client."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+    environment["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    # The token lies below HOME: a directory of its own shows that a fresh one is made and found.
+    environment |= {"HOME": str(home), "PATH": f"{bare_python.parent}{os.pathsep}{environment['PATH']}"}
+    environment["RAY_AUTH_MODE"] = "token"
+    ray = [str(bare_python), "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    assert (home / ".ray" / "auth_token").exists()
+    port = _free_port()
+    temporary = Path("/tmp") / f"ray-{os.getpid()}"  # unix sockets need a short path
+    head = subprocess.Popen(
+        [
+            *ray,
+            "start",
+            "--head",
+            "--block",
+            f"--port={_free_port()}",
+            f"--dashboard-port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-agent-listen-port={_free_port()}",
+            f"--ray-client-server-port={_free_port()}",
+            "--num-cpus=2",
+            f"--temp-dir={temporary}",
+        ],
+        env=environment,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(port)
+        yield address, environment
+    finally:
+        # Not ``ray stop``, which ends every cluster on the machine.
+        family = [head_process := psutil.Process(head.pid), *head_process.children(recursive=True)]
+        head.terminate()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(240):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the head node did not come up")
+
+
+def test_a_submitted_job_runs_the_pipeline(
+    bare_python: Path, cluster: tuple[str, dict[str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    address, environment = cluster
+    submit = [str(bare_python), "-m", "ray.scripts.scripts", "job", "submit", f"--address={address}"]
+    job = ["--", "python", "pipeline/run.py", "run", "--recipe", str(tiny / "tiny.yaml"), f"output={tmp_path}"]
+    short = ["learn.leap.settings.steps=4", "evaluate.cloze=null"]
+    done = subprocess.run(
+        [*submit, "--working-dir", ".", *job, *short],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "leap@0.5" in done.stdout
+    assert "succeeded" in done.stdout
+    assert (tmp_path / "tiny" / "report.html").exists()
+
+
+def test_a_client_without_the_token_is_refused(
+    bare_python: Path, cluster: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    address, environment = cluster
+    listing = [str(bare_python), "-m", "ray.scripts.scripts", "job", "list", f"--address={address}"]
+    stranger = {k: v for k, v in environment.items() if k != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
+    refused = subprocess.run(listing, env=stranger, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0

@@ -1,0 +1,227 @@
+"""What a plan consists of, what depends on what, and the numbers that go with it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import corpora, estimate, models, recipe
+from pipeline.errors import UserError
+from pipeline.plan import Plan, make_plan, task_directory
+from pipeline.sizes import measure
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of the tiny recipe that put two tasks beside its cloze task."""
+    output, tasks = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("tasks")
+    return [
+        f"output={output}",
+        f"evaluate.task_directory={tasks}",
+        "evaluate.tasks=[one, two]",
+        "evaluate.documents_of={two: 1}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def keys(tiny: Path, base: list[str]) -> dict[str, str]:
+    return keys_of(plan_of(tiny, base))
+
+
+def plan_of(tiny: Path, overrides: list[str]) -> Plan:
+    return make_plan(recipe.load(str(tiny / "tiny.yaml"), overrides))
+
+
+def keys_of(plan: Plan) -> dict[str, str]:
+    """Fingerprint of every piece of work by stage and item."""
+    keys = {stage.name: stage.key for stage in plan.stages}
+    assert len(keys) == len(plan.stages)
+    return keys
+
+
+def test_the_stages_come_in_order(keys: dict[str, str]) -> None:
+    made = ["magnitude@0.5", "wanda@0.5"]
+    variants = ["dense", *made, "leap@0.5"]
+    assert list(keys) == [
+        *(f"calibrate/{role}" for role in ("words", "heldout", "calibration")),
+        *(f"prior/{item}" for item in made),
+        "learn/leap@0.5",
+        *(f"harden/{item}" for item in variants[1:]),
+        "cloze",
+        *(f"evaluate/{v}.{subject}" for v in variants for subject in ("words", "one", "two", "cloze")),
+    ]
+
+
+LEAP = ["*/leap@*"]
+WANDA = ["*/wanda@*"]
+#: What a change makes necessary again, as patterns over stage/item; those with ! take away.
+CHANGES: dict[str, list[str]] = {
+    "learn.leap.settings.learning_rate=0.02": LEAP,
+    "learn.leap.settings.temperature.end=0.1": LEAP,
+    "learn.leap.settings.density.weight=7": LEAP,
+    "learn.leap.settings.prior=magnitude": LEAP,
+    "learn.leap.workers=1": [],
+    "learn.leap.threads=2": [],
+    "learn.leap.gpu=true": [],
+    "learn.leap.activation_checkpointing=true": [],
+    "learn.leap.checkpoint_every=7": [],
+    "learn.leap.max_failures=0": [],
+    "prior.methods=[wanda, magnitude]": [],
+    "prior.methods=[magnitude, wanda, admm]": ["*/admm@*"],
+    "prior.rows=8": WANDA + LEAP,
+    "prior.scope=layer": WANDA + LEAP,
+    "sparsities=[0.5, 0.75]": ["*@0.75*"],
+    "sparsities=[0.75]": ["*@0.75*"],
+    "evaluate.documents=3": ["evaluate/*.one", "evaluate/*.cloze"],
+    "evaluate.documents_of.two=2": ["evaluate/*.two"],
+    "evaluate.skip_first=2": ["evaluate/*.one", "evaluate/*.two", "evaluate/*.cloze"],
+    "evaluate.batch_rows=4": ["evaluate/*.words"],
+    "evaluate.batch_size=4": [],
+    "evaluate.cloze.questions=9": ["cloze", "evaluate/*.cloze"],
+    # Without a cloze task its text need not be kept; the texts that stay apart from it are the same.
+    "evaluate.cloze=null": ["calibrate/words", "evaluate/*.words"],
+    "data.context_length=16": [
+        "*",
+        "!prior/magnitude*",
+        "!harden/magnitude*",
+        *(f"!evaluate/{v}.{task}" for v in ("dense", "magnitude*") for task in ("one", "two")),
+    ],
+    "data.calibration.tokens=2048": ["calibrate/calibration", *WANDA, *LEAP],
+    "data.heldout.tokens=256": ["calibrate/heldout", "calibrate/calibration", *WANDA, *LEAP],
+    "data.tokenizer_workers=1": [],
+    "model.dtype=bfloat16": ["*", "!calibrate/*", "!cloze"],
+    "seed=1": [*WANDA, *LEAP, "cloze", "evaluate/*", "!evaluate/dense.words", "!evaluate/magnitude*.words"],
+    "tracking.experiment=other": [],
+    "why=other": [],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_makes_necessary_what_depends_on_it_and_nothing_else(
+    tiny: Path, base: list[str], keys: dict[str, str], change: str
+) -> None:
+    changed = keys_of(plan_of(tiny, [*base, change]))
+    again = {name for name, key in changed.items() if keys.get(name) != key}
+    expected = set()
+    for pattern in CHANGES[change]:
+        if pattern.startswith("!"):
+            expected -= set(fnmatch.filter(changed, pattern[1:]))
+        else:
+            found = set(fnmatch.filter(changed, pattern))
+            assert found, pattern
+            expected |= found
+    assert again == expected
+
+
+def test_output_and_name_move_results_and_change_none(
+    tiny: Path, base: list[str], keys: dict[str, str], tmp_path: Path
+) -> None:
+    moved = plan_of(tiny, [*base, f"output={tmp_path}", "name=other"])
+    assert keys_of(moved) == keys
+    assert all(stage.uri_of().startswith(f"{tmp_path}/other/") for stage in moved.stages)
+
+
+def test_another_text_or_model_is_noticed_by_its_files(tiny: Path, base: list[str], tmp_path: Path) -> None:
+    text, model = tmp_path / "text.jsonl", tmp_path / "model"
+    shutil.copy(tiny / "text.jsonl", text)
+    shutil.copytree(tiny / "model", model)
+    mine = [*base, f"model.source={model}", f"data.evaluation.words.source={text}"]
+    before = keys_of(plan_of(tiny, mine))
+    os.utime(text, (1, 1))
+    after = keys_of(plan_of(tiny, mine))
+    assert after["calibrate/words"] != before["calibrate/words"]
+    assert after["prior/magnitude@0.5"] == before["prior/magnitude@0.5"]
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x07")
+    changed = keys_of(plan_of(tiny, mine))
+    assert all(changed[name] != after[name] for name in changed)
+
+
+def test_a_remote_store_is_not_touched_while_planning(tiny: Path, base: list[str], tmp_path: Path) -> None:
+    plan = plan_of(tiny, [*base, f"output=memory://{tmp_path.name}"])
+    specs = {m.spec for m in plan.measurements if m.subject == "cloze"}
+    assert plan.cloze is not None
+    assert specs == {plan.cloze.uri_of()}
+    assert plan.cloze.uri_of().startswith("memory://")
+
+
+def test_files_and_tasks_lie_where_leap_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "eval" / "yaml").mkdir(parents=True)
+    config = recipe.load("smollm2")
+    monkeypatch.setenv("LEAP_DATA", str(tmp_path))
+    assert task_directory(config) == tmp_path / "eval" / "yaml"
+    assert corpora.expand(config.data.heldout) is None
+    assert corpora.uses_fallback(config.data.heldout)
+    (tmp_path / "text" / "wikipedia_heldout.jsonl").write_text('{"text": "a"}\n')
+    assert corpora.expand(config.data.heldout) == [str(tmp_path / "text" / "wikipedia_heldout.jsonl")]
+    assert not corpora.uses_fallback(config.data.heldout)
+
+
+def test_some_of_several_files_are_not_taken_for_all(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    sources = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    corpus = recipe.load("nano").data.calibration.model_copy(update={"source": sources, "fallback": "embedded"})
+    with pytest.raises(UserError, match=r"no file matches .*b\.jsonl"):
+        corpora.expand(corpus)
+
+
+def test_sizes_are_those_of_the_model(tiny: Path) -> None:
+    config = recipe.load(str(tiny / "tiny.yaml"))
+    sizes = measure(config)
+    model = models.load_model(config.model)
+    assert sizes.parameters == sum(p.numel() for p in model.parameters())
+    hidden, inner, key_value, vocabulary = 36, 50, 12, 400
+    block = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner
+    assert sizes.prunable == 2 * block
+    assert sizes.linear == 2 * block + vocabulary * hidden  # the head is tied to the embedding and still multiplies
+    assert sizes.gram == 2 * (6 * hidden**2 + inner**2)
+    assert sizes.solve == 2 * (hidden**2 * (block // hidden - inner) + inner**2 * hidden)
+    assert sizes.gathered == max(vocabulary * hidden * 4, inner * hidden * 8)
+    assert sizes.vocabulary == vocabulary
+
+
+def test_the_export_is_as_large_as_announced(tiny: Path) -> None:
+    on_disk = (tiny / "model" / "model.safetensors").stat().st_size
+    sizes = measure(recipe.load(str(tiny / "tiny.yaml")))
+    assert sizes.export - sizes.prunable // 8 == pytest.approx(on_disk, rel=0.05)
+
+
+def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) -> None:
+    config = recipe.load(str(tiny / "tiny.yaml"))
+    sizes = measure(config)
+    one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
+    memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
+    assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
+    assert memory_one["mask logits, gradient, Adam, fp32"] == 16 * sizes.prunable
+    assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
+    seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
+    assert seconds[0] == pytest.approx(4 * seconds[1])
+    # A token: 2·N forward, 2·N backward, 2·N for the teacher, and the gradient of the masked weights.
+    least = (6 * sizes.linear + 2 * sizes.prunable) * estimate.training_tokens(config, one) / 1e6
+    assert least < seconds[0] < 1.2 * least
+    assert estimate.prior_seconds(config, "admm", sizes, 1e6) > estimate.prior_seconds(config, "wanda", sizes, 1e6)
+
+
+def test_the_full_set_of_a_task_has_no_estimate(tiny: Path, base: list[str]) -> None:
+    plan = plan_of(tiny, base)
+    sizes = measure(plan.config)
+    seconds = {m.subject: estimate.evaluate_seconds(plan.config, m, sizes, 1e9) for m in plan.measurements}
+    assert seconds["one"] is None
+    assert seconds["two"]
+    assert seconds["words"]
+    assert seconds["cloze"]
+
+
+def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
+    plan = plan_of(tiny, base)
+    assert {role: apart for role, (_, _, apart) in plan.corpora.items()} == {
+        "words": [],
+        "heldout": ["words"],
+        "calibration": ["words", "heldout"],
+    }

@@ -1,0 +1,105 @@
+"""Recipes: inheritance, overrides, and what a partly given section means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.recipe import load, merge
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_merge_goes_mapping_by_mapping_and_replaces_everything_else() -> None:
+    below = {"a": {"x": 1, "y": [1, 2]}, "b": 3}
+    assert merge(below, {"a": {"y": [3]}, "c": 4}) == {"a": {"x": 1, "y": [3]}, "b": 3, "c": 4}
+    assert merge(below, {"a": None}) == {"a": None, "b": 3}
+    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 3}
+
+
+def test_a_recipe_inherits_through_several_files_and_a_file_beside_it_comes_first(tmp_path: Path) -> None:
+    write(tmp_path / "grandparent.yaml", "base: base\nseed: 1\nwhy: because\ndata: {context_length: 64, shards: 2}\n")
+    write(tmp_path / "parent.yaml", "base: grandparent\nseed: 2\n")
+    config = load(write(tmp_path / "child.yaml", "base: parent\ndata: {shards: 4}\n"))
+    assert (config.name, config.base) == ("child", "parent")
+    assert (config.seed, config.why, config.data.context_length, config.data.shards) == (2, "because", 64, 4)
+    # The recipes of the project are what a name stands for otherwise.
+    assert load(write(tmp_path / "own.yaml", "base: nano\nname: mine\n")).learn == load("nano").learn
+
+
+def test_a_base_can_be_a_path_that_counts_from_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "parent.yaml", "seed: 5\n")
+    assert load(write(tmp_path / "sub" / "child.yaml", "base: ../parent.yaml\n")).seed == 5
+
+
+def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b\n")
+    write(tmp_path / "b.yaml", "base: a\n")
+    with pytest.raises(UserError, match="cannot inherit from itself"):
+        load(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: nowhere\n", r"bad\.yaml: base nowhere: no such recipe"),
+        ("- 1\n", "expected a mapping"),
+        ("a: [1\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(write(tmp_path / "bad.yaml", text))
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_yaml_values_by_dotted_name_and_the_last_one_wins() -> None:
+    config = load(
+        "nano",
+        [
+            "sparsities=[0.25, 0.5]",
+            "learn.leap.settings.learning_rate=1e-2",
+            "learn.leap.settings.density.weight=3",
+            "evaluate.cloze=null",
+            "seed=1",
+            "seed=7",
+            "why=a=b",
+        ],
+    )
+    assert config.sparsities == [0.25, 0.5]
+    assert config.learn["leap"].settings.learning_rate == 0.01
+    assert config.learn["leap"].settings.density.weight == 3
+    assert config.learn["leap"].settings.density.kind == load("nano").learn["leap"].settings.density.kind
+    assert config.evaluate.cloze is None
+    assert (config.seed, config.why) == (7, "a=b")
+
+
+def test_null_takes_out_an_inherited_entry() -> None:
+    config = load("nano", ["learn.leap=null", "learn.other.workers=2", "data.evaluation.docs=null"])
+    assert list(config.learn) == ["other"]
+    assert config.data.evaluation == {}
+
+
+def test_a_section_that_was_null_can_be_given_again() -> None:
+    assert load("base", ["evaluate.cloze.questions=9"]).evaluate.cloze is not None
+
+
+def test_the_rest_of_a_schedule_is_that_of_its_field() -> None:
+    settings = load("base", ["learn.leap.settings.scale.start=10"]).learn["leap"].settings
+    assert (settings.scale.start, settings.scale.end) == (10, 350)
+    assert settings.temperature.start == 4
+
+
+def test_a_partly_given_corpus_keeps_apart_what_has_to_be_kept_apart() -> None:
+    data = load("base", ["data.calibration.tokens=4096", "data.evaluation.mine.tokens=4096"]).data
+    assert data.calibration.share == (76, 88)
+    assert data.evaluation["mine"].share == (92, 100)
+    # A share of the embedded documents is not meant for the user's own.
+    assert load("base", ["data.calibration.source=mine.jsonl"]).data.calibration.share == (0, 100)
+    assert load("base", ["data.calibration={source: mine.jsonl, share: [0, 9]}"]).data.calibration.share == (0, 9)

@@ -1,0 +1,166 @@
+"""The whole pipeline on a tiny model, as a user starts it: results, what a second run does, and what kills survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import Command, finish
+from transformers import AutoModelForCausalLM
+
+from leap.packed import MaskFile
+from pipeline.learning.checkpoint import Checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def finished(run_command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output directory of one uninterrupted run, and what it printed."""
+    output = tmp_path_factory.mktemp("finished")
+    return output, finish(run_command(output))
+
+
+def _results(output: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((output / "tiny" / "results.json").read_text())
+
+
+def _one(output: Path, pattern: str) -> Path:
+    (found,) = (output / "tiny").glob(pattern)
+    return found
+
+
+def _logits(output: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(str(_one(output, "learn/leap@0.5-*") / "checkpoints"))
+    assert checkpoint.step == 120
+    return {name: checkpoint.logits(name) for name in checkpoint.shapes}
+
+
+def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Path, str]) -> None:
+    output, text = finished
+    results = _results(output)
+    assert [v["name"] for v in results["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
+    for variant in results["variants"]:
+        assert variant["name"] in text
+        assert variant["perplexity"]["words"]["perplexity"] > 1
+        assert variant["tasks"]["cloze"]["documents"] == 12
+    assert "Report: " in text
+    assert "mlflow ui" in text
+    page = (output / "tiny" / "report.html").read_text()
+    assert "leap@0.5" in page
+    leap = results["variants"][-1]
+    assert leap["real_sparsity"] == 0.5
+    assert results["training"]["leap@0.5"]["step"] == list(range(120))
+
+
+def test_the_export_is_the_masked_model(finished: tuple[Path, str], tiny: Path) -> None:
+    output, _ = finished
+    export = _one(output, "harden/leap@0.5-*")
+    masks = MaskFile(export / "masks.safetensors")
+    dense = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    pruned = AutoModelForCausalLM.from_pretrained(export)
+    kept = 0
+    for name, mask in masks.items():
+        weight = dense.get_submodule(name).weight
+        assert torch.equal(pruned.get_submodule(name).weight, weight * mask)
+        kept += int(mask.sum())
+    assert kept == sum(m.numel() for _, m in masks.items()) - round(0.5 * sum(m.numel() for _, m in masks.items()))
+    assert masks.about["method"] == "leap"
+
+
+def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None:
+    from mlflow import MlflowClient
+
+    output, _ = finished
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("leap").experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.status == "FINISHED"
+    names = {r.info.run_name for r in runs} - {parents[0].info.run_name}
+    assert {"learn/leap@0.5", "dense", "wanda@0.5", "leap@0.5"} <= names
+    learned = next(r for r in runs if r.info.run_name == "learn/leap@0.5")
+    assert len(client.get_metric_history(learned.info.run_id, "loss")) == 120
+    assert any(a.path == "report.html" for a in client.list_artifacts(parents[0].info.run_id))
+
+
+def test_a_second_run_does_nothing_twice(finished: tuple[Path, str], run_command: Command) -> None:
+    output, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")}
+    finish(run_command(output))
+    assert {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")} == before
+    assert all(stage["cached"] for stage in _results(output)["stages"] if "/" in stage["name"])
+
+
+def test_one_changed_field_runs_what_depends_on_it(finished: tuple[Path, str], run_command: Command) -> None:
+    output, _ = finished
+    finish(run_command(output, "evaluate.documents=6"))
+    fresh = {stage["name"] for stage in _results(output)["stages"] if "/" in stage["name"] and not stage["cached"]}
+    variants = ("dense", "magnitude@0.5", "wanda@0.5", "leap@0.5")
+    assert fresh == {f"evaluate/{variant}.cloze" for variant in variants}
+
+
+def _wait_for_checkpoint(process: subprocess.Popen[str], output: Path) -> int:
+    """Wait until training has saved something and is not done; returns the step."""
+    deadline = time.time() + 300
+    while time.time() < deadline:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        for latest in (output / "tiny").glob("learn/leap@0.5-*/checkpoints/latest.json"):
+            step = json.loads(latest.read_text())["step"]
+            assert step < 120, "too late to interrupt"
+            return step
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint in time")
+
+
+def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _same_logits(a: Path, b: Path) -> None:
+    first, second = _logits(a), _logits(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_killed_worker_is_replaced_and_nothing_changes(
+    finished: tuple[Path, str], run_command: Command, tmp_path: Path
+) -> None:
+    process = run_command(tmp_path, "evaluate.cloze=null")
+    _wait_for_checkpoint(process, tmp_path)
+    workers = [p for p in _family(process) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert len(workers) == 2, [p.cmdline() for p in _family(process)]
+    workers[0].send_signal(signal.SIGKILL)
+    finish(process)
+    _same_logits(finished[0], tmp_path)
+
+
+def test_a_killed_driver_continues_from_its_checkpoint(
+    finished: tuple[Path, str], run_command: Command, tmp_path: Path
+) -> None:
+    process = run_command(tmp_path, "evaluate.cloze=null")
+    _wait_for_checkpoint(process, tmp_path)
+    family = _family(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(family, timeout=60)
+    assert not (_one(tmp_path, "learn/leap@0.5-*") / "manifest.json").exists()
+    text = finish(run_command(tmp_path, "evaluate.cloze=null"))
+    assert "continues at step" in text
+    _same_logits(finished[0], tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(run_command: Command, tmp_path: Path) -> None:
+    text = finish(run_command(tmp_path, "learn.leap.settings.density.weight=1e300"), code=2)
+    last = text.strip().splitlines()[-1]
+    assert "the loss is" in last
+    assert "at step" in last
+    assert "checkpoint" in last
