@@ -172,7 +172,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     directories = [str(root / family) for family in FAMILIES]
     found = root / "found.safetensors"
     arguments = [json.dumps(directories), json.dumps(ROWS.tolist()), str(found)]
-    subprocess.run([sys.executable, "-c", LOAD, *arguments], check=True, cwd=root, timeout=300)
+    subprocess.run([sys.executable, "-c", LOAD, *arguments], check=True, cwd=root, timeout=600)
     loaded = load_file(found)
     return {family: (root / family, loaded[str(root / family)], expected[family]) for family in FAMILIES}
 

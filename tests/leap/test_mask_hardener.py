@@ -80,7 +80,7 @@ def test_shards_give_the_same_global_mask(world):
     tensors = logits()
     expected = masks(tensors, 0.6, "global")
     flat = [t.flatten() for t in tensors]
-    barrier, counts, results = threading.Barrier(world, timeout=60), [torch.empty(0)] * world, [None] * world
+    barrier, counts, results = threading.Barrier(world, timeout=600), [torch.empty(0)] * world, [None] * world
 
     def worker(rank: int) -> None:
         def total(mine: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class Workers:
 
     def __init__(self, world: int) -> None:
         self.world = world
-        self._barrier, self._parts = threading.Barrier(world, timeout=60), [torch.empty(0)] * world
+        self._barrier, self._parts = threading.Barrier(world, timeout=600), [torch.empty(0)] * world
 
     def mean(self, rank: int, values: Tensor) -> Tensor:
         self._parts[rank] = values.clone()

@@ -6,14 +6,15 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import leap
 from leap.layerwise import METHODS, Target
@@ -24,6 +25,63 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = leap.LearnSettings(steps=60, batch_rows=16, microbatch_rows=8, learning_rate=0.01)
 LAGRANGIAN = leap.DensityControl(kind="lagrangian", weight=200, relaxation=0.3, of="expected")
 SHORT = replace(SETTINGS, steps=2, batch_rows=2, microbatch_rows=1)
+VOCABULARY = 32
+
+
+def pattern_rows(count: int, seed: int, length: int = 32) -> Tensor:
+    """Rows [count, length] in which x[t+1] = (table[x[t]] + x[t−1]) mod V, from random first tokens."""
+    table = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(5))
+    tokens = [torch.randint(VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))]
+    previous = torch.zeros(count, dtype=torch.int64)
+    for _ in range(length - 1):
+        tokens.append((table[tokens[-1]] + previous) % VOCABULARY)
+        previous = tokens[-2]
+    return torch.stack(tokens, dim=1)
+
+
+@pytest.fixture(scope="module")
+def trained_pattern_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(150):
+        rows = pattern_rows(16, seed=step)
+        optimiser.zero_grad()
+        model(input_ids=rows, labels=rows).loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture
+def pattern_model(trained_pattern_model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A copy of the trained model that a test may prune."""
+    return copy.deepcopy(trained_pattern_model)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    """Calibration rows, from the few that there are: the model was trained on them. int64 [32, 32]"""
+    return pattern_rows(32, seed=1000)
+
+
+@pytest.fixture(scope="module")
+def loss_on(rows: Tensor) -> Callable[[LlamaForCausalLM], float]:
+    """Cross-entropy of a model on the calibration rows, in nats."""
+
+    @torch.no_grad()
+    def loss(model: LlamaForCausalLM) -> float:
+        return float(model(input_ids=rows, labels=rows).loss)
+
+    return loss
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +170,7 @@ def test_the_first_logits_are_the_priors_and_come_from_dense_weights(prior, trai
 
 
 def test_the_same_seed_gives_the_same_masks_and_another_others(trained_pattern_model, rows):
-    def masks(seed: int) -> dict[str, torch.Tensor]:
+    def masks(seed: int) -> dict[str, Tensor]:
         model = copy.deepcopy(trained_pattern_model)
         return leap.prune(model, rows, sparsity=0.5, settings=replace(SHORT, seed=seed)).packed_masks
 
@@ -200,4 +258,4 @@ except AttributeError as error:
 def test_import_is_cheap_and_brings_in_nothing_of_the_pipeline(tmp_path):
     # From a mere checkout, with nothing installed and no path to the kernels.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=tmp_path, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=tmp_path, env=environment, timeout=600)
