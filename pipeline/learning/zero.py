@@ -58,7 +58,9 @@ class ZeroModel:
         if learn.activation_checkpointing:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             for block in decoder_blocks(self.module)[1]:
-                block.training = True  # the block alone: its dropouts stay off
+                block.training = True  # the block alone: dropout modules inside it stay off,
+                for name in [n for n, v in vars(block).items() if "dropout" in n and isinstance(v, float)]:
+                    setattr(block, name, 0.0)  # and so do those that it applies itself (OPT)
         settings = learn.settings
         self.optimiser = torch.optim.AdamW(
             self.logits, lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0
