@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,6 +170,10 @@ def run_command(tiny: Path) -> Command:
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait for a command and return what it printed."""
-    output, _ = process.communicate(timeout=600)
+    try:
+        output, _ = process.communicate(timeout=800)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == code, output[-4000:]
     return output
