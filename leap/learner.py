@@ -86,7 +86,9 @@ class MaskLearner:
                 teacher = self.forward(rows)
         state.mode, state.draw = "sampled", self.draw(step, microbatch)
         logits, sums = self._collect(rows)
-        sampled, expected = sums[:, 0].sum() / self.weights.numel, sums[:, 2].sum() / self.weights.numel
+        sampled = sums[:, 0].sum() / self.weights.numel
+        # Without noise the mask is no sample of anything: it is its own expectation.
+        expected = sums[:, 2].sum() / self.weights.numel if s.noise else sampled
         gap = (sampled if s.density.of == "sampled" else expected) - self.density
         if s.density.kind == "penalty":
             density_term = s.density.weight * gap.abs()

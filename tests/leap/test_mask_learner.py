@@ -91,7 +91,8 @@ def by_formula(settings: LearnSettings, multiplier: float, step: int, microbatch
     parts = {
         "lm_loss": F.cross_entropy(out[:, :-1].flatten(0, 1), rows[:, 1:].flatten()),
         "density": sampled / numel,
-        "expected_density": expected / numel,
+        # A gate without noise is no sample: it is its own expectation.
+        "expected_density": (expected if settings.noise else sampled) / numel,
         "norm": norm / dense_norm,
         "divergence": (teacher.softmax(-1) * (teacher.log_softmax(-1) - out.log_softmax(-1))).sum(-1).mean(),
     }
