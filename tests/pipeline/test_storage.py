@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -118,11 +117,16 @@ def test_a_remote_directory_that_is_not_finished_has_no_copy(tmp_path: Path) -> 
         StageDir(f"memory://{tmp_path.name}", "prior", "wanda@0.5", "a").path()
 
 
+def _read_scores(stage: StageDir) -> str:
+    return (stage.path() / "block" / "scores.txt").read_text()
+
+
 def test_many_readers_at_once_get_one_whole_copy(tmp_path: Path) -> None:
     stage = StageDir(f"memory://{tmp_path.name}", "prior", "wanda@0.5", "a")
     fill(stage)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (stage.path() / "block" / "scores.txt").read_text(), range(24)))
+    # Processes, not threads: fsspec's memory files share one position. Forked, each has the store's content.
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.map(_read_scores, [stage] * 12)
     assert set(found) == {"scores"}
     copies = list((tmp_path / "cache" / "leap-prune" / "stages").iterdir())
     assert copies == [stage.path()]
