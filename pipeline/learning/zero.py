@@ -1,4 +1,8 @@
-"""A masked model under DeepSpeed ZeRO-3: frozen weights and trainable logits, both partitioned over the workers."""
+"""A masked model under DeepSpeed ZeRO-3: frozen weights and trainable logits, both partitioned over the workers.
+
+The logits that a forward pass gathers are bfloat16, whatever the model's dtype; the optimiser moves an fp32 master of
+them, in which no update gets lost. What starts, continues or ends a run is always the master.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from leap.gates import Gate
 from leap.learner import MaskedWeights
-from leap.masked_linear import install_masks
+from leap.masked_linear import MaskedLinear, install_masks
 from leap.surgery import decoder_blocks
 from pipeline import models
 from pipeline.config import LearnConfig, ModelConfig
@@ -54,7 +58,7 @@ class ZeroModel:
         self._partitioning = HfDeepSpeedConfig(config)
         self.module = models.load_model(model)
         self.state, self.layers = install_masks(self.module, gate)
-        self.weights = self._add_logits(config, initial)
+        self.weights, masters = self._add_logits(config, initial)
         if learn.activation_checkpointing:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             for block in decoder_blocks(self.module)[1]:
@@ -68,6 +72,9 @@ class ZeroModel:
         self.engine, *_ = deepspeed.initialize(
             model=self.module, optimizer=self.optimiser, config=config, model_parameters=self.logits
         )
+        with torch.no_grad():
+            for name, master in masters.items():  # deepspeed made its own from the rounded logits
+                self.local_logits(name).copy_(master)
 
     @property
     def logits(self) -> list[nn.Parameter]:
@@ -116,26 +123,30 @@ class ZeroModel:
                 self._local(name, view).copy_(checkpoint.shard(name, part, rank, world))
 
     def _local(self, layer: str, padded: Tensor) -> Tensor:
-        first, last = bounds(
-            _partitioned(self.layers[layer].logits).ds_numel,
-            torch.distributed.get_rank(),
-            torch.distributed.get_world_size(),
-        )
+        first, last = self._bounds(self.layers[layer])
         return padded.view(-1)[: last - first]
 
-    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> MaskedWeights:
-        numel, norm = 0, 0.0
+    @staticmethod
+    def _bounds(layer: MaskedLinear) -> tuple[int, int]:
+        numel = _partitioned(layer.logits).ds_numel
+        return bounds(numel, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> tuple[MaskedWeights, dict[str, Tensor]]:
+        """Totals of the weights, and this worker's slice of the exact first logits of each layer."""
+        numel, norm, masters = 0, 0.0, {}
         for number, (name, layer) in enumerate(self.layers.items()):
             with deepspeed.zero.GatheredParameters([layer.weight]):
                 norm += float(torch.linalg.vector_norm(layer.weight.detach().float()))
                 numel += layer.weight.numel()
                 shape = layer.weight.shape
-            with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):
+            with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.bfloat16):
                 layer.logits = _Holder(shape).logits
+            first = initial(number, name)
             with deepspeed.zero.GatheredParameters([layer.logits], modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    layer.logits.data.copy_(initial(number, name))
-        return MaskedWeights(numel, norm)
+                    layer.logits.data.copy_(first)
+            masters[name] = first.view(-1)[slice(*self._bounds(layer))].clone()
+        return MaskedWeights(numel, norm), masters
 
 
 def _partitioned(parameter: nn.Parameter) -> Any:
@@ -148,4 +159,4 @@ class _Holder(nn.Module):
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.logits = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
