@@ -115,6 +115,8 @@ class LearnConfig(Section):
     """Steps between measurements of the sampled, mean and hard mask on held-out text."""
     watch_rows: int = Field(default=16, gt=0)
     """Held-out rows of such a measurement."""
+    reconstruct: bool = False
+    """Fit the kept weights to the dense layers' outputs, block by block, as one more variant NAME+weights."""
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced before the run fails."""
 

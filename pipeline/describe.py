@@ -102,6 +102,10 @@ def _lines(plan: Plan, sizes: Sizes | None, cpu: float) -> Iterable[Line]:
         written = preflight.learn_bytes(sizes) if sizes else None
         seconds = estimate.learn_seconds(config, work.config, sizes, cpu) if sizes else None
         yield "learn", work.stage.item, [work.stage], written, seconds
+    for fit in plan.reconstructions:
+        written = preflight.reconstruct_bytes(sizes) if sizes else None
+        seconds = estimate.reconstruct_seconds(config, sizes, cpu) if sizes else None
+        yield "reconstruct", fit.stage.item, [fit.stage], written, seconds
     for variant in plan.variants:
         if variant.export:
             yield "harden", variant.export.item, [variant.export], sizes.export if sizes else None, None

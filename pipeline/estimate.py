@@ -82,11 +82,20 @@ def prior_seconds(config: RunConfig, method: str, sizes: Sizes, cpu: float) -> f
     needs = METHODS[method].needs
     if needs == "none":
         return sizes.prunable / cpu
+    return _sweep_operations(config, sizes, _SOLVER_STEPS[method] if needs == "gram" else 0) / cpu
+
+
+def reconstruct_seconds(config: RunConfig, sizes: Sizes, cpu: float) -> float:
+    """New weights for one learned mask, on one CPU: the problem of ``optima``."""
+    return _sweep_operations(config, sizes, _SOLVER_STEPS["optima"]) / cpu
+
+
+def _sweep_operations(config: RunConfig, sizes: Sizes, solver_steps: int) -> float:
     tokens = config.prior.rows * config.data.context_length
-    operations = 4 * sizes.prunable * tokens  # each block once for its statistics and once for the next block's inputs
-    if needs == "gram":
-        operations += 2 * sizes.gram * tokens + 2 * sizes.solve * _SOLVER_STEPS[method]
-    return operations / cpu
+    operations = 4.0 * sizes.prunable * tokens  # each block once for its statistics and once for what the next one sees
+    if solver_steps:
+        operations += 2 * sizes.gram * tokens + 2 * sizes.solve * solver_steps
+    return operations
 
 
 def evaluate_seconds(config: RunConfig, work: Measurement, sizes: Sizes, cpu: float) -> float | None:

@@ -51,6 +51,7 @@ class Flow:
             ("calibrate", self._calibrate),
             ("prior", self._priors),
             ("learn", self._learn),
+            ("reconstruct", self._reconstruct),
             ("harden", self._harden),
             ("evaluate", self._evaluate),
         ):
@@ -133,6 +134,26 @@ class Flow:
                 if learning.poll():
                     running.remove(learning)
                     self._note(learning.work.stage, cached=False)
+
+    def _reconstruct(self) -> None:
+        config = self.plan.config
+        rows = self.plan.corpora["calibration"][0]
+        self._fan_out(
+            (
+                work.stage,
+                prior.reconstruct,
+                (
+                    work.learned.stage,
+                    work.learned.sparsity,
+                    work.learned.config.settings.scope,
+                    config.prior,
+                    config.model,
+                    rows,
+                    config.seed,
+                ),
+            )
+            for work in self.plan.reconstructions
+        )
 
     def _harden(self) -> None:
         config = self.plan.config

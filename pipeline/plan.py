@@ -19,7 +19,7 @@ from pipeline.stages import calibrate, evaluate, harden, learn, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+_FREE = {"workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures", "reconstruct"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Variant:
     scope: str = ""
     export: StageDir | None = None
     made_by: StageDir | None = None
-    """The prior or learn stage that the mask comes from."""
+    """The prior, learn or reconstruct stage that the mask comes from."""
 
     @property
     def name(self) -> str:
@@ -45,6 +45,14 @@ class LearnWork:
     sparsity: float
     config: LearnConfig
     prior: StageDir
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """New weights for a learned mask."""
+
+    stage: StageDir
+    learned: LearnWork
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Plan:
     """By role: stage, settings, roles it must share no document with; in the order they have to be made."""
     priors: dict[tuple[str, float], StageDir] = field(default_factory=dict)
     learns: list[LearnWork] = field(default_factory=list)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
     cloze: StageDir | None = None
     variants: list[Variant] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
@@ -79,6 +88,7 @@ class Plan:
             *(stage for stage, _, _ in self.corpora.values()),
             *self.priors.values(),
             *(work.stage for work in self.learns),
+            *(work.stage for work in self.reconstructions),
             *(v.export for v in self.variants if v.export),
             *([self.cloze] if self.cloze else []),
             *(m.stage for m in self.measurements),
@@ -123,10 +133,9 @@ def make_plan(config: RunConfig) -> Plan:
 
     wanted = [(m, s) for m in config.prior.methods for s in config.sparsities]
     wanted += [(c.settings.prior, s) for c in config.learn.values() for s in config.sparsities]
+    layer_wise_inputs = [calibration.key, config.prior.model_dump(mode="json", exclude={"methods"}), config.seed]
     for method, sparsity in dict.fromkeys(wanted):
-        inputs = []
-        if METHODS[method].needs != "none":
-            inputs = [calibration.key, config.prior.model_dump(mode="json", exclude={"methods"}), config.seed]
+        inputs = layer_wise_inputs if METHODS[method].needs != "none" else []
         plan.priors[method, sparsity] = place(
             "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
         )
@@ -143,9 +152,16 @@ def make_plan(config: RunConfig) -> Plan:
             decisive = learned.model_dump(mode="json", exclude=_FREE)
             key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
             stage = place("learn", f"{name}@{sparsity:g}", learn.VERSION, *key)
-            plan.learns.append(LearnWork(stage, name, sparsity, learned, start))
+            work = LearnWork(stage, name, sparsity, learned, start)
+            plan.learns.append(work)
             export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
             plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
+            if learned.reconstruct:
+                key = [prior.VERSION, stage.key, layer_wise_inputs]
+                fitted = place("reconstruct", f"{name}+weights@{sparsity:g}", *key)
+                plan.reconstructions.append(Reconstruction(fitted, work))
+                export = place("harden", f"{name}+weights@{sparsity:g}", harden.VERSION, fitted.key)
+                plan.variants.append(Variant(f"{name}+weights", sparsity, learned.settings.scope, export, fitted))
     _plan_measurements(plan, place, model)
     return plan
 

@@ -86,6 +86,11 @@ def prior_bytes(method: str, sizes: Sizes) -> int:
     return sizes.scores + (sizes.export if METHODS[method].changes_weights else 0)
 
 
+def reconstruct_bytes(sizes: Sizes) -> int:
+    """What new weights for a learned mask take, with the mask."""
+    return sizes.scores + sizes.export
+
+
 def learn_bytes(sizes: Sizes) -> int:
     """What a learning run has on disk at most: two checkpoints that are kept and the one being written."""
     return 3 * sizes.logits
@@ -100,6 +105,7 @@ def _disk(plan: Plan, sizes: Sizes) -> None:
         return
     needed = sum(prior_bytes(m, sizes) for (m, _), stage in plan.priors.items() if stage.manifest() is None)
     needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
+    needed += sum(reconstruct_bytes(sizes) for fit in plan.reconstructions if fit.stage.manifest() is None)
     needed += sum(sizes.export for v in plan.variants if v.export and v.export.manifest() is None)
     where = Path(plan.config.output).expanduser().resolve()
     while not where.exists():

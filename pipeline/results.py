@@ -13,6 +13,7 @@ from pipeline.plan import Plan, Variant
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
 from pipeline.stages import evaluate, harden
+from pipeline.storage import StageDir
 
 
 def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
@@ -53,11 +54,10 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     }
     if variant.export and variant.made_by:
         exported = variant.export.manifest() or {}
-        made = variant.made_by.manifest() or {}
         row |= {
             "real_sparsity": exported["real_sparsity"],
             "weights_changed": exported["weights_changed"],
-            "seconds": _mask_seconds(variant, made),
+            "seconds": _seconds(plan, variant.made_by),
             "directory": variant.export.uri_of(),
             "sparsity_per_layer": json.loads((variant.export.path() / harden.LAYERS).read_text()),
         }
@@ -85,13 +85,13 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     return row
 
 
-def _mask_seconds(variant: Variant, made: dict[str, Any]) -> float:
-    """Time to make the mask. Learning counts its steps: what a restart or the start-up of workers took does not."""
-    assert variant.made_by is not None
-    if variant.made_by.stage == "learn":
-        history = Checkpoint(variant.made_by.uri_of("checkpoints")).facts["history"]
+def _seconds(plan: Plan, made_by: StageDir) -> float:
+    """Time to make a variant. Learning counts its steps: what a restart or the start-up of workers took does not."""
+    if made_by.stage == "learn":
+        history = Checkpoint(made_by.uri_of("checkpoints")).facts["history"]
         return round(sum(step["seconds"] for step in history), 1)
-    return made["seconds"]
+    before = sum(_seconds(plan, fit.learned.stage) for fit in plan.reconstructions if fit.stage is made_by)
+    return round(before + (made_by.manifest() or {})["seconds"], 1)
 
 
 def _training(plan: Plan, index: int) -> dict[str, Any]:

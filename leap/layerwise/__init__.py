@@ -6,7 +6,7 @@ from leap.layerwise.methods import METHODS
 from leap.layerwise.reconstruct import reconstruct, reconstruct_admm
 from leap.layerwise.selection import Target, prune_count, select_mask
 from leap.layerwise.statistics import InputStatistics
-from leap.layerwise.sweep import sweep
+from leap.layerwise.sweep import reconstruct_sweep, sweep
 
 __all__ = [
     "METHODS",
@@ -18,6 +18,7 @@ __all__ = [
     "prune_count",
     "reconstruct",
     "reconstruct_admm",
+    "reconstruct_sweep",
     "select_mask",
     "sweep",
 ]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from leap.layerwise.activations import Activations, on_device
-from leap.layerwise.base import LayerResult, Method
+from leap.layerwise.base import LayerResult, Needs
 from leap.layerwise.collect import collect_statistics
 from leap.layerwise.methods import METHODS
+from leap.layerwise.reconstruct import reconstruct
 from leap.layerwise.selection import Target
 from leap.layerwise.statistics import InputStatistics
 from leap.surgery import decoder_blocks, prunable_linears
@@ -70,36 +71,93 @@ def sweep(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if chosen.needs != "none":
-        if rows is None:
-            raise ValueError(f"{method} needs calibration rows")
-        if rows.ndim != 2 or rows.numel() == 0:
-            raise ValueError(f"rows must be token ids [rows, seq], at least one, got shape {list(rows.shape)}")
-        if batch_rows < 1:
-            raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
+        _check_rows(method, rows, batch_rows)
+
+    def prune(_name: str, weight: Tensor, stats: InputStatistics | None) -> LayerResult:
+        return chosen(weight, stats, target, **options or {})
+
     return _sweep(
         model,
         rows,
-        chosen,
-        target,
+        chosen.name,
+        chosen.needs,
+        prune,
         batch_rows=batch_rows,
         device=torch.device(device) if device is not None else None,
         spill_dir=spill_dir,
-        options=options or {},
         progress=progress,
     )
+
+
+def reconstruct_sweep(
+    model: nn.Module,
+    rows: Tensor,
+    masks: Callable[[str], Tensor],
+    *,
+    damping: float = 1.0,
+    batch_rows: int = 8,
+    device: torch.device | str | None = None,
+    spill_dir: Path | None = None,
+) -> Iterator[tuple[str, LayerResult]]:
+    """New values for the weights that given masks keep, by :func:`leap.layerwise.reconstruct.reconstruct`.
+
+    Each layer's output, on inputs that come from the already reconstructed blocks before it, is fitted to that of its
+    dense weights. Order, memory and the state that the model is left in are those of :func:`sweep`.
+
+    Args:
+        model, rows, batch_rows, device, spill_dir: as for :func:`sweep`.
+        masks: gives the mask (bool [out, in], True = keep) of a layer by its dotted name.
+        damping: see ``reconstruct``. A learned mask has been fitted to the dense weights it keeps, all layers together;
+            the more a layer is fitted on its own, the more of that is lost, so the default is a hundred times that of a
+            single layer.
+
+    Yields:
+        (dotted name, result); the result's score is the magnitude of the new weights.
+
+    Raises:
+        ValueError: as for :func:`sweep`, and for a mask that is not of its weight's shape.
+    """
+    _check_rows("reconstruction", rows, batch_rows)
+
+    def fit(name: str, weight: Tensor, stats: InputStatistics | None) -> LayerResult:
+        assert stats is not None
+        mask = masks(name).to(weight.device)
+        new = reconstruct(weight, mask, stats.gram, damping=damping)
+        return LayerResult(mask, new, new.abs().float())
+
+    return _sweep(
+        model,
+        rows,
+        "reconstruction",
+        "gram",
+        fit,
+        batch_rows=batch_rows,
+        device=torch.device(device) if device is not None else None,
+        spill_dir=spill_dir,
+        progress=None,
+    )
+
+
+def _check_rows(method: str, rows: Tensor | None, batch_rows: int) -> None:
+    if rows is None:
+        raise ValueError(f"{method} needs calibration rows")
+    if rows.ndim != 2 or rows.numel() == 0:
+        raise ValueError(f"rows must be token ids [rows, seq], at least one, got shape {list(rows.shape)}")
+    if batch_rows < 1:
+        raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
 
 
 @torch.no_grad()
 def _sweep(
     model: nn.Module,
     rows: Tensor | None,
-    method: Method,
-    target: Target,
+    method: str,
+    needs: Needs,
+    prune: Callable[[str, Tensor, InputStatistics | None], LayerResult],
     *,
     batch_rows: int,
     device: torch.device | None,
     spill_dir: Path | None,
-    options: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, LayerResult]]:
     prefix, blocks = decoder_blocks(model)
@@ -109,7 +167,7 @@ def _sweep(
     model.eval()
     try:
         activations = None
-        if method.needs != "none" and rows is not None:
+        if needs != "none" and rows is not None:
             activations = Activations(model, blocks, rows, batch_rows=batch_rows, device=device, spill_dir=spill_dir)
         for index, block in enumerate(blocks):
             linears = {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
@@ -117,11 +175,11 @@ def _sweep(
             with on_device(block, device):
                 statistics: dict[str, InputStatistics] = {}
                 if activations is not None:
-                    assert method.needs != "none"
-                    with collect_statistics(linears, method.needs) as statistics:
+                    assert needs != "none"
+                    with collect_statistics(linears, needs) as statistics:
                         activations.run(block, index, advance=False)
                 for name, linear in linears.items():
-                    results[name] = _prune(name, linear, method, statistics.pop(name, None), target, options)
+                    results[name] = _install(name, linear, method, statistics.pop(name, None), prune)
                     done += 1
                     if progress is not None:
                         progress(done, total)
@@ -135,18 +193,17 @@ def _sweep(
         model.train(was_training)
 
 
-def _prune(
+def _install(
     name: str,
     linear: nn.Linear,
-    method: Method,
+    method: str,
     stats: InputStatistics | None,
-    target: Target,
-    options: dict[str, Any],
+    prune: Callable[[str, Tensor, InputStatistics | None], LayerResult],
 ) -> LayerResult:
     try:
-        result = method(linear.weight.detach(), stats, target, **options)
+        result = prune(name, linear.weight.detach(), stats)
     except Exception as error:
-        error.add_note(f"while pruning {name} with {method.name}")
+        error.add_note(f"while pruning {name} with {method}")
         raise
     linear.weight.copy_(torch.where(result.mask, result.weight, 0))
     # Newly computed weights now live in the model; keeping them here too would double a block's memory.

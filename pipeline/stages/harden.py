@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
 from leap.export import Pruned, export, zeros
-from leap.harden import exact_hardener
 from leap.settings import Scope
 from leap.surgery import prunable_linears
 from pipeline import models
 from pipeline.config import ModelConfig
-from pipeline.learning.checkpoint import Checkpoint
-from pipeline.stages.prior import PriorArtifact
+from pipeline.stages.prior import PriorArtifact, learned_masks
 from pipeline.storage import StageDir
 
 VERSION = 1
@@ -28,7 +23,7 @@ def run(
     """Export one variant.
 
     Args:
-        source: a finished ``learn`` or ``prior`` stage.
+        source: a finished ``learn``, ``prior`` or ``reconstruct`` stage.
         scope: within what the sparsity is exact; a prior's masks are taken as they are.
     """
     loaded = models.load_model(model)
@@ -52,13 +47,8 @@ def run(
 
 
 def _learned(source: StageDir, names: list[str], sparsity: float, scope: Scope) -> tuple[Pruned, bool]:
-    checkpoint = Checkpoint(source.uri_of("checkpoints"))
-
-    def logits() -> Iterable[Tensor]:
-        return (checkpoint.logits(name) for name in names)
-
-    hardener = exact_hardener(logits, sparsity, scope)
-    return (lambda number, name: (hardener.mask(number, checkpoint.logits(name)), None)), False
+    masks = learned_masks(source, names, sparsity, scope)
+    return (lambda number, name: (masks(number, name), None)), False
 
 
 def _layer_wise(source: StageDir) -> tuple[Pruned, bool]:

@@ -1,8 +1,9 @@
-"""Layer-wise scores and masks, decoder block by decoder block."""
+"""What is computed decoder block by decoder block: layer-wise scores and masks, and new weights for a learned mask."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leap.layerwise import METHODS, LayerResult, Target, sweep
+from leap.harden import exact_hardener
+from leap.layerwise import METHODS, LayerResult, Target, reconstruct_sweep, sweep
 from leap.packed import pack, unpack
-from leap.surgery import decoder_blocks
+from leap.settings import Scope
+from leap.surgery import decoder_blocks, prunable_linears
 from pipeline import models
 from pipeline.config import ModelConfig, PriorConfig
+from pipeline.learning.checkpoint import Checkpoint
 from pipeline.rows import PackedRows
 from pipeline.storage import StageDir
 
@@ -35,18 +39,12 @@ def run(
     """Prune the model with one method at one sparsity; scores and masks, one file per decoder block."""
     chosen = METHODS[method]
     loaded = models.load_model(model)
-    rows = None
-    if chosen.needs != "none":
-        packed = PackedRows(calibration.path(), shuffle=seed)
-        rows = torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
+    rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
     # Magnitude compared within a row or not makes a method of its own; the usual one compares within the layer.
     target = Target(sparsity, "layer" if method == "magnitude" else prior.scope)
-    device = "cuda" if torch.cuda.is_available() else None  # one decoder block at a time
     with stage.work() as (directory, facts):
-        writer = _BlockWriter(directory, decoder_blocks(loaded)[0], chosen.changes_weights)
-        for name, result in sweep(loaded, rows, method, target, batch_rows=prior.batch_rows, device=device):
-            writer.add(name, result)
-        writer.close()
+        results = sweep(loaded, rows, method, target, batch_rows=prior.batch_rows, device=_device())
+        _write(directory, decoder_blocks(loaded)[0], chosen.changes_weights, results)
         facts |= {
             "method": method,
             "sparsity": sparsity,
@@ -55,6 +53,69 @@ def run(
         }
         facts["rows"] = 0 if rows is None else len(rows)
     return stage.manifest() or {}
+
+
+def reconstruct(
+    stage: StageDir,
+    source: StageDir,
+    sparsity: float,
+    scope: Scope,
+    prior: PriorConfig,
+    model: ModelConfig,
+    calibration: StageDir,
+    seed: int,
+) -> dict[str, Any]:
+    """New values for the weights that a learned mask keeps, written like the result of a layer-wise method.
+
+    Args:
+        source: a finished ``learn`` stage.
+        prior: how many rows, and how many at a time.
+    """
+    loaded = models.load_model(model)
+    names = list(prunable_linears(loaded))
+    masks = learned_masks(source, names, sparsity, scope)
+    with stage.work() as (directory, facts):
+        results = reconstruct_sweep(
+            loaded,
+            _rows(calibration, prior, seed),
+            lambda name: masks(names.index(name), name),
+            batch_rows=prior.batch_rows,
+            device=_device(),
+        )
+        _write(directory, decoder_blocks(loaded)[0], True, results)
+        facts |= {"sparsity": sparsity, "scope": scope, "changes_weights": True}
+    return stage.manifest() or {}
+
+
+def learned_masks(source: StageDir, names: list[str], sparsity: float, scope: Scope) -> Callable[[int, str], Tensor]:
+    """Exact masks [out, in] of a ``learn`` stage, by number and name of a layer.
+
+    Args:
+        names: all layers in model order.
+    """
+    checkpoint = Checkpoint(source.uri_of("checkpoints"))
+
+    def logits() -> Iterable[Tensor]:
+        return (checkpoint.logits(name) for name in names)
+
+    hardener = exact_hardener(logits, sparsity, scope)
+    return lambda number, name: hardener.mask(number, checkpoint.logits(name))
+
+
+def _rows(calibration: StageDir, prior: PriorConfig, seed: int) -> Tensor:
+    packed = PackedRows(calibration.path(), shuffle=seed)
+    return torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
+
+
+def _device() -> str | None:
+    return "cuda" if torch.cuda.is_available() else None  # one decoder block at a time
+
+
+def _write(directory: Path, prefix: str, keep_weights: bool, results: Iterable[tuple[str, LayerResult]]) -> None:
+    writer = _BlockWriter(directory, prefix, keep_weights)
+    for name, result in results:
+        writer.add(name, result)
+    writer.close()
 
 
 class _BlockWriter:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from leap.layerwise import METHODS, InputStatistics, Target, sweep
+from leap.layerwise import METHODS, InputStatistics, Target, reconstruct, reconstruct_sweep, sweep
 from leap.surgery import decoder_blocks, prunable_linears
 
 SIZES = {"vocab_size": 97, "num_hidden_layers": 2, "max_position_embeddings": 32}
@@ -237,3 +237,30 @@ def test_models_whose_blocks_cannot_run_one_by_one_are_refused():
         list(sweep(TupleModel(2), ROWS, "wanda", HALF))
     with pytest.raises(ValueError, match="depend on the tokens"):
         list(sweep(TupleModel(3, scale_by_token=True), ROWS, "wanda", HALF, batch_rows=1))
+
+
+@torch.no_grad()
+def test_new_weights_are_fitted_block_after_block(model):
+    dense = copy.deepcopy(model)
+    masks = {n: m.weight.abs() > m.weight.abs().median() for n, m in prunable_linears(model).items()}
+    results = dict(reconstruct_sweep(model, ROWS, masks.__getitem__, damping=0.1, batch_rows=2))
+    assert results.keys() == masks.keys()
+    # What each block saw: the model as it is now before it, and itself dense.
+    for index in range(2):
+        seen = copy.deepcopy(model)
+        for name in of_block(seen, index):
+            seen.get_submodule(name).weight.copy_(dense.get_submodule(name).weight)
+        statistics = inputs_by_full_forwards(seen, batch_rows=2)
+        for name, linear in of_block(model, index).items():
+            expected = reconstruct(
+                dense.get_submodule(name).weight, masks[name], statistics[name].gram, damping=0.1, precision="float64"
+            )
+            torch.testing.assert_close(linear.weight, expected, rtol=2e-3, atol=2e-3)
+            assert not linear.weight[~masks[name]].any()
+            assert torch.equal(results[name].mask, masks[name])
+
+
+def test_a_mask_of_another_shape_is_refused_with_its_layer(llama):
+    with pytest.raises(ValueError, match="do not fit together") as error:
+        next(reconstruct_sweep(llama, ROWS, lambda _: torch.ones(2, 2, dtype=torch.bool)))
+    assert any("while pruning model.layers.0.self_attn.q_proj" in note for note in error.value.__notes__)

@@ -21,11 +21,15 @@ from pipeline.learning.checkpoint import Checkpoint
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+#: The run that is never interrupted also fits weights to the learned mask.
+RECONSTRUCT = "learn.leap.reconstruct=true"
+
+
 @pytest.fixture(scope="module")
 def finished(run_command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output directory of one uninterrupted run, and what it printed."""
     output = tmp_path_factory.mktemp("finished")
-    return output, finish(run_command(output))
+    return output, finish(run_command(output, RECONSTRUCT))
 
 
 def _results(output: Path) -> dict:  # type: ignore[type-arg]
@@ -46,7 +50,13 @@ def _logits(output: Path) -> dict[str, torch.Tensor]:
 def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Path, str]) -> None:
     output, text = finished
     results = _results(output)
-    assert [v["name"] for v in results["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
+    assert [v["name"] for v in results["variants"]] == [
+        "dense",
+        "magnitude@0.5",
+        "wanda@0.5",
+        "leap@0.5",
+        "leap+weights@0.5",
+    ]
     for variant in results["variants"]:
         assert variant["name"] in text
         assert variant["perplexity"]["words"]["perplexity"] > 1
@@ -55,8 +65,10 @@ def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Pat
     assert "mlflow ui" in text
     page = (output / "tiny" / "report.html").read_text()
     assert "leap@0.5" in page
-    leap = results["variants"][-1]
-    assert leap["real_sparsity"] == 0.5
+    leap, fitted = results["variants"][-2:]
+    assert leap["real_sparsity"] == fitted["real_sparsity"] == 0.5
+    assert (leap["weights_changed"], fitted["weights_changed"]) == (False, True)
+    assert fitted["seconds"] > leap["seconds"]
     assert results["training"]["leap@0.5"]["step"] == list(range(120))
 
 
@@ -73,6 +85,18 @@ def test_the_export_is_the_masked_model(finished: tuple[Path, str], tiny: Path) 
         kept += int(mask.sum())
     assert kept == sum(m.numel() for _, m in masks.items()) - round(0.5 * sum(m.numel() for _, m in masks.items()))
     assert masks.about["method"] == "leap"
+
+
+def test_fitted_weights_have_the_learned_mask(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    learned, fitted = (_one(output, f"harden/{name}@0.5-*") for name in ("leap", "leap+weights"))
+    masks = dict(MaskFile(learned / "masks.safetensors").items())
+    model, new = AutoModelForCausalLM.from_pretrained(learned), AutoModelForCausalLM.from_pretrained(fitted)
+    for name, mask in MaskFile(fitted / "masks.safetensors").items():
+        assert torch.equal(mask, masks[name])
+        weight = new.get_submodule(name).weight
+        assert not weight[~mask].any()
+        assert not torch.equal(weight, model.get_submodule(name).weight)
 
 
 def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None:
@@ -94,16 +118,16 @@ def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None
 def test_a_second_run_does_nothing_twice(finished: tuple[Path, str], run_command: Command) -> None:
     output, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")}
-    finish(run_command(output))
+    finish(run_command(output, RECONSTRUCT))
     assert {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")} == before
     assert all(stage["cached"] for stage in _results(output)["stages"] if "/" in stage["name"])
 
 
 def test_one_changed_field_runs_what_depends_on_it(finished: tuple[Path, str], run_command: Command) -> None:
     output, _ = finished
-    finish(run_command(output, "evaluate.documents=6"))
+    finish(run_command(output, RECONSTRUCT, "evaluate.documents=6"))
     fresh = {stage["name"] for stage in _results(output)["stages"] if "/" in stage["name"] and not stage["cached"]}
-    variants = ("dense", "magnitude@0.5", "wanda@0.5", "leap@0.5")
+    variants = ("dense", "magnitude@0.5", "wanda@0.5", "leap@0.5", "leap+weights@0.5")
     assert fresh == {f"evaluate/{variant}.cloze" for variant in variants}
 
 
