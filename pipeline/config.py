@@ -99,6 +99,8 @@ class PriorConfig(Section):
 
 
 class LearnConfig(Section):
+    like: str | None = None
+    """Name of another entry of ``learn``: whatever is not given here is as there."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
     workers: int = Field(default=1, gt=0)
@@ -115,8 +117,6 @@ class LearnConfig(Section):
     """Steps between measurements of the sampled, mean and hard mask on held-out text."""
     watch_rows: int = Field(default=16, gt=0)
     """Held-out rows of such a measurement."""
-    reconstruct: bool = False
-    """Fit the kept weights to the dense layers' outputs, block by block, as one more variant NAME+weights."""
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced before the run fails."""
 
@@ -200,6 +200,9 @@ class RunConfig(Section):
     """Layer-wise methods."""
     learn: dict[str, LearnConfig] = {"leap": LearnConfig()}
     """Mask learning, by the name the variant gets in the table."""
+    reconstruct: list[str] = []
+    """Entries of ``learn`` whose kept weights are also fitted to the dense layers' outputs, block by block, on
+    ``prior.rows`` rows: one more variant each, NAME+weights."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Perplexity and zero-shot accuracy."""
     tracking: TrackingConfig = TrackingConfig()
@@ -209,6 +212,9 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
             raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
+        unknown = [name for name in self.reconstruct if name not in self.learn]
+        if unknown:
+            raise ValueError(f"reconstruct: {unknown[0]} is none of learn ({', '.join(self.learn) or 'none'})")
         taken = {
             "learn": {"dense", *self.prior.methods},
             "data.evaluation": {"calibration", "heldout", *self.evaluate.tasks},

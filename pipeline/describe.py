@@ -62,7 +62,7 @@ def show_plan(config: RunConfig) -> None:
     except UserError as error:
         sizes, trouble = None, error
     _head(console, plan, sizes)
-    cpu = estimate.EFFICIENCY * estimate.cpu_speed(1) if sizes else 0.0
+    cpu = estimate.EFFICIENCY * estimate.cpu_speed(1, config.model.dtype) if sizes else 0.0
     lines = list(_lines(plan, sizes, cpu))
     console.print(_stage_table(lines))
     if config.learn:
@@ -144,25 +144,34 @@ def _stage_table(lines: list[Line]) -> Table:
 
 
 def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
-    table = _table("learning", *(f">{name}" for name in config.learn))
+    """A column for each entry of ``learn``; of more than four, a row for each."""
     runs = list(config.learn.values())
     rows_there = -(-config.data.calibration.tokens // config.data.context_length)
-
-    def row(label: str, cells: Iterable[str], style: str = "") -> None:
-        table.add_row(label, *cells, style=style)
-
-    row("steps", (count(r.settings.steps) for r in runs))
-    row("rows a step", (count(r.settings.batch_rows) for r in runs))
-    row("tokens in all", (count(estimate.training_tokens(config, r)) for r in runs))
     passes = (r.settings.steps * r.settings.batch_rows / rows_there for r in runs)
-    row("passes over the calibration text", (f"{p:.2g}" for p in passes))
-    row("workers", (f"{r.workers} {'GPU' if r.gpu else f'× {r.threads} CPU'}" for r in runs))
-    if sizes:
-        memory = [estimate.worker_memory(config, r, sizes) for r in runs]
+    facts = {
+        "steps": [count(r.settings.steps) for r in runs],
+        "rows a step": [count(r.settings.batch_rows) for r in runs],
+        "tokens in all": [count(estimate.training_tokens(config, r)) for r in runs],
+        "passes over the text": [f"{p:.2g}" for p in passes],
+        "workers": [f"{r.workers} {'GPU' if r.gpu else f'× {r.threads} CPU'}" for r in runs],
+    }
+    memory = [estimate.worker_memory(config, r, sizes) for r in runs] if sizes else []
+    together = [_bytes(sum(m.values())) for m in memory]
+    if len(runs) > 4:
+        if memory:
+            facts["memory of a worker"] = together
+        table = _table("learning", *(f">{label.split()[0]}" for label in facts))
+        for name, *cells in zip(config.learn, *facts.values(), strict=True):
+            table.add_row(name, *cells)
+        return table
+    table = _table("learning", *(f">{name}" for name in config.learn))
+    for label, cells in facts.items():
+        table.add_row(label, *cells)
+    if memory:
         table.add_row("memory of a worker", *("" for _ in runs))
         for label in memory[0]:
-            row(f"  {label}", (_bytes(m[label]) for m in memory))
-        row("  together, besides activations", (_bytes(sum(m.values())) for m in memory), "bold")
+            table.add_row(f"  {label}", *(_bytes(m[label]) for m in memory))
+        table.add_row("  together, besides activations", *together, style="bold")
     return table
 
 

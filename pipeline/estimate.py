@@ -28,12 +28,12 @@ _SOLVER_STEPS = {"sparsegpt": 1, "thanos": 2, "admm": 21, "alps": 300, "optima":
 _TASK_TOKENS = 4 * 100
 
 
-def cpu_speed(threads: int) -> float:
-    """Operations a second of a large matrix product in fp32 on this machine, measured for about 0.2 s."""
+def cpu_speed(threads: int, dtype: str) -> float:
+    """Operations a second of a large matrix product in ``dtype`` on this machine, measured for about 0.2 s."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a, b = torch.randn(768, 768), torch.randn(768, 768)
+        a, b = torch.randn(2, 768, 768, dtype=getattr(torch, dtype))
         a @ b  # the first call sets the library up
         best, began = 0.0, time.perf_counter()
         while (at := time.perf_counter()) - began < 0.2:

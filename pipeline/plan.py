@@ -19,7 +19,7 @@ from pipeline.stages import calibrate, evaluate, harden, learn, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures", "reconstruct"}
+_FREE = {"like", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def make_plan(config: RunConfig) -> Plan:
             plan.learns.append(work)
             export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
             plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
-            if learned.reconstruct:
+            if name in config.reconstruct:
                 key = [prior.VERSION, stage.key, layer_wise_inputs]
                 fitted = place("reconstruct", f"{name}+weights@{sparsity:g}", *key)
                 plan.reconstructions.append(Reconstruction(fitted, work))

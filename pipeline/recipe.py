@@ -17,7 +17,7 @@ from pipeline.fields import known_key
 
 DIRECTORY = Path(__file__).parent / "recipes"
 #: What others inherit from; not to be run as they are.
-_BASES = {"base", "gpu"}
+_BASES = {"base", "gpu", "short"}
 
 
 def names() -> list[str]:
@@ -112,7 +112,8 @@ def _complete(data: dict[str, Any]) -> dict[str, Any]:
     """
     data = dict(data)
     if isinstance(data.get("learn"), dict):
-        data["learn"] = {name: _learn(entry) for name, entry in data["learn"].items() if entry is not None}
+        entries = data["learn"]
+        data["learn"] = {name: _learn(_like(name, entries)) for name, entry in entries.items() if entry is not None}
     if isinstance(data.get("data"), dict):
         defaults = DataConfig()
         section = {
@@ -127,6 +128,21 @@ def _complete(data: dict[str, Any]) -> dict[str, Any]:
             }
         data["data"] = section
     return data
+
+
+def _like(name: str, entries: dict[str, Any], seen: tuple[str, ...] = ()) -> Any:
+    """An entry of ``learn`` over the one that it is like."""
+    entry = entries[name]
+    other = entry.get("like") if isinstance(entry, dict) else None
+    if other is None:
+        return entry
+    key = f"learn.{name}.like"
+    if other in (name, *seen):
+        raise UserError(f"{key}: an entry cannot be like itself")
+    if not isinstance(entries.get(other), dict):
+        allowed = ", ".join(n for n in entries if n != name and isinstance(entries[n], dict))
+        raise UserError(f"{key}: no entry {other} in learn; allowed here: {allowed or 'none'}")
+    return merge(_like(other, entries, (*seen, name)), entry)
 
 
 def _learn(entry: Any) -> Any:

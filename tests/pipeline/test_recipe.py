@@ -103,3 +103,27 @@ def test_a_partly_given_corpus_keeps_apart_what_has_to_be_kept_apart() -> None:
     # A share of the embedded documents is not meant for the user's own.
     assert load("base", ["data.calibration.source=mine.jsonl"]).data.calibration.share == (0, 100)
     assert load("base", ["data.calibration={source: mine.jsonl, share: [0, 9]}"]).data.calibration.share == (0, 9)
+
+
+def test_an_entry_of_learn_can_be_like_another() -> None:
+    config = load("nano", ["learn.cold.like=leap", "learn.cold.settings.temperature.end=0.01", "learn.far.like=cold"])
+    leap, cold, far = (config.learn[name] for name in ("leap", "cold", "far"))
+    assert cold.settings.temperature.end == 0.01
+    assert cold.settings.temperature.start == leap.settings.temperature.start != 4
+    assert cold.checkpoint_every == leap.checkpoint_every
+    assert far.settings == cold.settings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learn.cold.like=warm"], "learn.cold.like: no entry warm in learn; allowed here: leap"),
+        (["learn.leap.like=leap"], "learn.leap.like: an entry cannot be like itself"),
+        (["learn.a.like=b", "learn.b.like=a"], "an entry cannot be like itself"),
+        (["reconstruct=[cold]"], "reconstruct: cold is none of learn (leap)"),
+    ],
+)
+def test_entries_that_do_not_exist_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("nano", overrides)
+    assert message in str(error.value)

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 #: The run that is never interrupted also fits weights to the learned mask.
-RECONSTRUCT = "learn.leap.reconstruct=true"
+RECONSTRUCT = "reconstruct=[leap]"
 
 
 @pytest.fixture(scope="module")
