@@ -1,0 +1,68 @@
+"""Which op multiplies by a packed matrix: the one place where device, rows of x, dtype and format decide."""
+
+import functools
+from typing import Literal
+
+import torch
+
+Op = Literal["gemv_bitmap_cpu", "gemv_bitmap_triton", "gemv_idx8_triton", "spmm_bitmap_triton", "dense"]
+Format = Literal["bmp128", "idx8"]
+
+# Rows of x up to which an op pays; beyond, arithmetic and not bytes set the pace and the matrix is unpacked for the call.
+MAX_ROWS_CPU = 16  # README.md, "Measured"
+MAX_ROWS_SPMM = 32  # two tiles of 16, the narrowest that tensor cores multiply
+# The kernel goes over 1.54 bytes per weight once for every 4 rows, unpacking moves 5.5 and holds a dense copy (a model).
+MAX_ROWS_IDX8 = 12
+
+# Bytes per clock and SM above which IDX8-64 (1.54 bytes and 4 instructions per weight at half density) is held instead
+# of BMP128 (1.16 bytes, 15 instructions). A model value, not measured: below, an SM issues the bitmap's instructions
+# faster than the memory delivers its bytes. By data sheets RTX 4090 3, RTX 3090 7, A100 10 to 13, H100 13, B200 27.
+IDX8_BYTES_PER_CLOCK = 8.0
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def choose_op(
+    device_type: str,
+    rows: int,
+    dtype: torch.dtype,
+    *,
+    matrix_format: Format = "bmp128",
+    native: bool = True,
+    differentiable: bool = False,
+) -> Op:
+    """Name of the op for ``rows`` rows of x, [rows, K], on a device of this type ("cpu", "cuda").
+
+    matrix_format: how the matrix is held. native: whether the C++ library can be had. differentiable: whether x wants
+    a gradient, which only "dense", unpacking for the call, gives. "dense" is also what is left for prefill, for large
+    batches, and for dtypes without a kernel.
+    """
+    if differentiable or rows < 1:
+        return "dense"
+    if device_type == "cpu":
+        packed = native and matrix_format == "bmp128" and dtype in _CPU_DTYPES and rows <= MAX_ROWS_CPU
+        return "gemv_bitmap_cpu" if packed else "dense"
+    if device_type != "cuda":
+        return "dense"
+    if matrix_format == "idx8":
+        return "gemv_idx8_triton" if rows <= MAX_ROWS_IDX8 else "dense"
+    if rows == 1:
+        return "gemv_bitmap_triton"
+    return "spmm_bitmap_triton" if rows <= MAX_ROWS_SPMM else "dense"
+
+
+def choose_format(bytes_per_clock: float, itemsize: int, columns: int) -> Format:
+    """How to hold a matrix on a GPU that reads ``bytes_per_clock`` bytes per clock and SM, for decoding at batch 1.
+
+    itemsize: bytes of a value. Matrices that IDX8-64's 16-bit column bases cannot address stay BMP128.
+    """
+    fits = itemsize == 2 and columns <= 2**16
+    return "idx8" if fits and bytes_per_clock > IDX8_BYTES_PER_CLOCK else "bmp128"
+
+
+@functools.cache
+def bytes_per_clock(device: torch.device) -> float:
+    """Memory bandwidth of a GPU per clock and SM, from the clocks and the bus width that its driver reports."""
+    gpu = torch.cuda.get_device_properties(device)
+    bandwidth = 2 * gpu.memory_clock_rate * gpu.memory_bus_width / 8  # kB/s; memory transfers on both clock edges
+    return bandwidth / (gpu.multi_processor_count * gpu.clock_rate)
