@@ -8,10 +8,11 @@ import torch
 Op = Literal["gemv_bitmap_cpu", "gemv_bitmap_triton", "gemv_idx8_triton", "spmm_bitmap_triton", "dense"]
 Format = Literal["bmp128", "idx8"]
 
-# Rows of x up to which an op pays; beyond, arithmetic and not bytes set the pace and the matrix is unpacked for the call.
+# Rows of x up to which an op pays. Beyond, arithmetic and not bytes set the pace, and the matrix is unpacked for the
+# call.
 MAX_ROWS_CPU = 16  # README.md, "Measured"
 MAX_ROWS_SPMM = 32  # two tiles of 16, the narrowest that tensor cores multiply
-# The kernel goes over 1.54 bytes per weight once for every 4 rows, unpacking moves 5.5 and holds a dense copy (a model).
+# The kernel goes over 1.54 bytes per weight once for every 4 rows; unpacking moves 5.5 and holds a dense copy. A model.
 MAX_ROWS_IDX8 = 12
 
 # Bytes per clock and SM above which IDX8-64 (1.54 bytes and 4 instructions per weight at half density) is held instead

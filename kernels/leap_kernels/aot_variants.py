@@ -1,0 +1,147 @@
+"""The kernels that :mod:`leap_kernels.aot` compiles: with which types and constants, and what their code must keep to."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+
+from leap_kernels import gemv_bitmap_triton, gemv_idx8_triton, mask_backward_triton, mask_forward_triton
+from leap_kernels import spmm_bitmap_triton, unpack_bitmap_triton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A kernel as it is launched; the arguments in the order pointers, scalars, constants."""
+
+    kernel: triton.JITFunction
+    pointers: dict[str, str]
+    """Triton's type of each."""
+    scalars: dict[str, str]
+    """Triton's type of each."""
+    aligned: tuple[str, ...]
+    """Scalars that 16 divides in ordinary use."""
+    constants: dict[str, Any]
+    backend_constants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Constants that differ by backend ("cuda", "hip")."""
+    warps: int
+    weights: int
+    """How many weights of the dense matrix a program handles in the counted code, sparse ones at half density."""
+    vector_loads: dict[str, int]
+    """Loads of 16 bytes that a thread must at least make there, by backend."""
+    max_registers: int
+    """128 leaves an SM of 65536 registers 16 warps, 96 leaves it 20."""
+
+
+_BITMAP = {"bits_ptr": "*i32", "off_ptr": "*i32", "row_base_ptr": "*i64"}
+
+
+def _gemv_bitmap(dtype: str) -> Variant:
+    rows, groups = gemv_bitmap_triton._BLOCK_ROWS, gemv_bitmap_triton._BLOCK_GROUPS
+    return Variant(
+        kernel=gemv_bitmap_triton.gemv_bitmap_kernel,
+        pointers={**_BITMAP, "vals_ptr": dtype, "x_ptr": "*fp32", "y_ptr": dtype},
+        scalars={"rows": "i32", "groups": "i32", "x_columns": "i32"},
+        aligned=("x_columns",),
+        constants={"HAS_ROW_BASE": False, "BLOCK_ROWS": rows, "BLOCK_GROUPS": groups},
+        warps=gemv_bitmap_triton._WARPS,
+        weights=rows * groups * 128,
+        vector_loads={"cuda": 6, "hip": 4},  # the words of a group for every row of the lane, and 8 columns of x
+        max_registers=96,
+    )
+
+
+def _gemv_idx8(config: triton.Config, batch: int) -> Variant:
+    chunks = config.kwargs["CHUNKS"]
+    return Variant(
+        kernel=gemv_idx8_triton.gemv_idx8_kernel.fn,
+        pointers={
+            "start_ptr": "*i32",
+            "base_ptr": "*i16",
+            "index_ptr": "*u8",
+            "vals_ptr": "*bf16",
+            "x_ptr": "*fp32",
+            "y_ptr": "*bf16",
+        },
+        scalars={"rows": "i32", "x_stride": "i32"},
+        aligned=("rows", "x_stride"),
+        constants={"BATCH": batch, "CHUNKS": chunks},
+        warps=config.num_warps,
+        weights=chunks * 4 * 64 * 2,
+        vector_loads={"cuda": 3, "hip": 1},  # 16 values and 16 indices; half of them on warps of 64
+        max_registers=128,
+    )
+
+
+def _spmm_bitmap(config: triton.Config, batch: int) -> Variant:
+    rows = config.kwargs["BLOCK_ROWS"]
+    return Variant(
+        kernel=spmm_bitmap_triton.spmm_bitmap_kernel.fn,
+        pointers={**_BITMAP, "vals_ptr": "*bf16", "x_ptr": "*bf16", "parts_ptr": "*fp32"},
+        scalars={"rows": "i32", "groups": "i32", "groups_per_split": "i32"},
+        aligned=("rows",),
+        constants={"HAS_ROW_BASE": False, "WIDEN": False, "BATCH": batch, "BLOCK_ROWS": rows},
+        warps=config.num_warps,
+        weights=rows * 128,
+        vector_loads={"cuda": 8, "hip": 4},
+        max_registers=168,
+    )
+
+
+def _unpack_bitmap() -> Variant:
+    return Variant(
+        kernel=unpack_bitmap_triton.unpack_bitmap_kernel,
+        pointers={**_BITMAP, "vals_ptr": "*bf16", "dense_ptr": "*bf16"},
+        scalars={"rows": "i32", "columns": "i32", "groups": "i32"},
+        aligned=("columns",),
+        constants={"HAS_ROW_BASE": False, "BLOCK_ROWS": unpack_bitmap_triton._BLOCK_ROWS},
+        warps=unpack_bitmap_triton._WARPS,
+        weights=unpack_bitmap_triton._BLOCK_ROWS * 128,
+        vector_loads={"cuda": 1, "hip": 1},  # the words of a group
+        max_registers=96,
+    )
+
+
+def _mask(kernel: triton.JITFunction, pointers: dict[str, str], block: int, vector_loads: dict[str, int]) -> Variant:
+    scalars = {"count": "i64", "first_block": "i64", "skip": "i32", "seed": "i64", "layer": "i32", "step": "i32"}
+    return Variant(
+        kernel=kernel,
+        pointers=pointers,
+        scalars={**scalars, "scale": "fp32", "inverse_temperature": "fp32"},
+        aligned=("count", "skip"),
+        constants={"NOISE": True, "FAST_MATH": True, "BLOCK": block},
+        backend_constants={"hip": {"FAST_MATH": False}},
+        warps=4,
+        weights=block,
+        vector_loads=vector_loads,
+        max_registers=96,
+    )
+
+
+VARIANTS: dict[str, Variant] = {
+    "gemv_bitmap bfloat16": _gemv_bitmap("*bf16"),
+    "gemv_bitmap float32": _gemv_bitmap("*fp32"),
+    "unpack_bitmap bfloat16": _unpack_bitmap(),
+    "mask_forward bfloat16": _mask(
+        mask_forward_triton.mask_forward_kernel,
+        {"weight_ptr": "*bf16", "logits_ptr": "*fp32", "out_ptr": "*bf16", "partial_ptr": "*fp32"},
+        mask_forward_triton._BLOCK,
+        {"cuda": 3, "hip": 1},
+    ),
+    "mask_backward bfloat16": _mask(
+        mask_backward_triton.mask_backward_kernel,
+        {
+            "grad_ptr": "*bf16",
+            "weight_ptr": "*bf16",
+            "logits_ptr": "*fp32",
+            "stats_grad_ptr": "*fp32",
+            "out_ptr": "*fp32",
+        },
+        mask_backward_triton._BLOCK,
+        {"cuda": 4, "hip": 1},
+    ),
+}
+for _config in gemv_idx8_triton.CONFIGS:
+    VARIANTS[f"gemv_idx8 x1 {_config.num_warps} warps"] = _gemv_idx8(_config, 1)
+VARIANTS["gemv_idx8 x4 1 warps"] = _gemv_idx8(gemv_idx8_triton.CONFIGS[0], 4)
+for _config in spmm_bitmap_triton.CONFIGS:
+    VARIANTS[f"spmm_bitmap x16 {_config.num_warps} warps"] = _spmm_bitmap(_config, 16)
