@@ -3,7 +3,7 @@
     python -m leap_kernels.aot            compare with the recorded table, exit code 1 if a kernel breaks a gate
     python -m leap_kernels.aot --record   record what the compilers make now in aot_table.json
 
-Every variant in :mod:`leap_kernels.aot_variants` is compiled for every target, and these are read from its machine code:
+Every variant in :mod:`leap_kernels.aot_variants` is compiled for every target. From the machine code are read:
 
     registers                 of a thread
     spills                    accesses to registers kept in memory; there must be none
@@ -11,20 +11,17 @@ Every variant in :mod:`leap_kernels.aot_variants` is compiled for every target, 
     instructions_per_weight   executed by a thread for each weight of the dense matrix, for sparse matrices at half
                               density. Counted in the longest loop, or in the whole kernel where there is no loop
 
-Triton keeps what it compiled in its cache, so that only the first run takes a minute or two.
+Triton keeps what it compiled in its cache; the first run takes a minute or two of one core.
 """
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import triton
@@ -74,14 +71,15 @@ def _read_nvidia(cubin: bytes) -> tuple[int, int, list[str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_CUOBJDUMP, "-sass", "-res-usage", file.name]
+        command = [str(_CUOBJDUMP), "-sass", "-res-usage", file.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", listing)
     assert usage, listing[:500]
     lines = [(int(address, 16), name, operands) for address, name, operands in _SASS_LINE.findall(listing)]
     names = [name for _, name, _ in lines]
     spills = sum(name.startswith(("STL", "LDL")) for name in names) + int(usage[2])
-    jumps = [(at, int(to[1], 16)) for at, name, text in lines if name == "BRA" and (to := re.search("0x([0-9a-f]+)", text))]
+    branches = [(at, re.search("0x([0-9a-f]+)", operands)) for at, name, operands in lines if name == "BRA"]
+    jumps = [(at, int(to[1], 16)) for at, to in branches if to]
     end = max(at for at, name, _ in lines if name == "EXIT")
     first, last = _longest_loop(jumps, end)
     return int(usage[1]), spills, [name for at, name, _ in lines if first <= at <= last and name != "NOP"]
@@ -112,7 +110,7 @@ def _read_amd(assembly: str) -> tuple[int, int, list[str]]:
     return number("vgpr_count"), spills, names[first : last + 1]
 
 
-_VECTOR_LOAD = re.compile(r"(LDG|LDGSTS)\..*\b128\b.*|(global|buffer)_load_dwordx4")
+_VECTOR_LOAD = re.compile(r"LDG(STS)?\.(.*\.)?128(\..*)?|(global|buffer)_load_dwordx4")
 
 
 def read(variant_name: str, target_name: str) -> Code:
@@ -128,17 +126,6 @@ def read(variant_name: str, target_name: str) -> Code:
         vector_loads=sum(_VECTOR_LOAD.fullmatch(name) is not None for name in names),
         instructions_per_weight=round(len(names) * threads / variant.weights, 2),
     )
-
-
-def read_all() -> dict[str, dict[str, Code]]:
-    """{variant: {target: code}}, in one process for each processor."""
-    pairs = [(variant, target) for variant in VARIANTS for target in TARGETS]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        codes = list(pool.map(read, *zip(*pairs, strict=True)))
-    table: dict[str, dict[str, Code]] = {variant: {} for variant in VARIANTS}
-    for (variant, target), code in zip(pairs, codes, strict=True):
-        table[variant][target] = code
-    return table
 
 
 def recorded() -> tuple[str, dict[str, dict[str, Code]]]:
@@ -162,9 +149,9 @@ def broken_gates(variant: Variant, target: GPUTarget, code: Code, record: Code |
     if code.vector_loads < wanted:
         broken.append(f"{code.vector_loads} loads of 16 bytes, at least {wanted}")
     if record is not None:
-        allowed = TOLERANCE * record.instructions_per_weight
-        if abs(code.instructions_per_weight - record.instructions_per_weight) > allowed:
-            broken.append(f"{code.instructions_per_weight} instructions per weight, {record.instructions_per_weight} recorded")
+        now, then = code.instructions_per_weight, record.instructions_per_weight
+        if abs(now - then) > TOLERANCE * then:
+            broken.append(f"{now} instructions per weight, {then} recorded")
     return broken
 
 
@@ -172,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the table instead of comparing with it")
     record = parser.parse_args().record
-    table = read_all()
+    table = {variant: {target: read(variant, target) for target in TARGETS} for variant in VARIANTS}
     version, old = (triton.__version__, table) if record else recorded()
     failed = False
     for name, codes in table.items():

@@ -12,12 +12,14 @@ Format = Literal["bmp128", "idx8"]
 # call.
 MAX_ROWS_CPU = 16  # README.md, "Measured"
 MAX_ROWS_SPMM = 32  # two tiles of 16, the narrowest that tensor cores multiply
-# The kernel goes over 1.54 bytes per weight once for every 4 rows; unpacking moves 5.5 and holds a dense copy. A model.
+MAX_ROWS_GEMV = 4  # for float32, which they would round: the GEMV for each row, only the first from memory. A guess.
+# The kernel goes over 1.5 bytes per weight once for every 4 rows; unpacking moves 5.5 and holds a dense copy. A model.
 MAX_ROWS_IDX8 = 12
 
-# Bytes per clock and SM above which IDX8-64 (1.54 bytes and 4 instructions per weight at half density) is held instead
-# of BMP128 (1.16 bytes, 15 instructions). A model value, not measured: below, an SM issues the bitmap's instructions
-# faster than the memory delivers its bytes. By data sheets RTX 4090 3, RTX 3090 7, A100 10 to 13, H100 13, B200 27.
+# Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value, not measured. At half density and
+# 2-byte values IDX8 takes 1.55 bytes and 4.2 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per
+# clock they cost the same at 17 bytes per clock; 8 supposes that half of the issue slots are filled. By data sheets:
+# RTX 4090 3, RTX 3090 7, A100 10 to 13, H100 13, B200 27.
 IDX8_BYTES_PER_CLOCK = 8.0
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -47,9 +49,9 @@ def choose_op(
         return "dense"
     if matrix_format == "idx8":
         return "gemv_idx8_triton" if rows <= MAX_ROWS_IDX8 else "dense"
-    if rows == 1:
+    if rows == 1 or (dtype == torch.float32 and rows <= MAX_ROWS_GEMV):
         return "gemv_bitmap_triton"
-    return "spmm_bitmap_triton" if rows <= MAX_ROWS_SPMM else "dense"
+    return "spmm_bitmap_triton" if dtype != torch.float32 and rows <= MAX_ROWS_SPMM else "dense"
 
 
 def choose_format(bytes_per_clock: float, itemsize: int, columns: int) -> Format:

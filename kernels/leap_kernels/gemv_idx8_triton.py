@@ -3,16 +3,18 @@
 Values and column indices stream in vectors of 16 bytes; x is gathered, four bytes for each value and row of x, from
 windows of 256 columns that the first-level cache holds.
 
-Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes, README.md the ceilings
-that follow from them by a model.
+Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes, README.md the
+ceilings that follow from them by a model.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from leap_kernels.idx8 import BLOCK_ROWS, CHUNK, IDX8
+from leap_kernels.idx8 import BLOCK_ROWS, IDX8, PADDING_INDEX
 from leap_kernels.triton_launch import configurations
 
 # Rows of x that one pass over the matrix serves: each takes an accumulator for every one of a lane's 16 values.
@@ -58,9 +60,9 @@ def gemv_idx8_kernel(
         index = tl.load(indices + at * ROWS * SLOTS, mask=present, other=0)
         value = tl.load(values + at * ROWS * SLOTS, mask=present, other=0.0).to(tl.float32)
         column = x_batch + base.to(tl.int32) * BATCH + index.to(tl.int32) * BATCH
-        new = ()
+        new: Any = ()  # a tuple grows by addition: Triton does not unpack
         for b in tl.static_range(BATCH):
-            new = new + (sums[b] + value * tl.load(column + b),)
+            new = new + (sums[b] + value * tl.load(column + b),)  # noqa: RUF005
         sums = new
     out_row = block * ROWS + tl.arange(0, ROWS)
     y_batch = y_ptr + tl.program_id(1).to(tl.int64) * BATCH * rows + out_row
@@ -96,6 +98,12 @@ def gemv_idx8_triton(x: Tensor, weight: IDX8) -> Tensor:
 
 
 def gemv_idx8_reference(x: Tensor, weight: IDX8) -> Tensor:
-    """The same in float64, value by value as the format holds them."""
-    held = weight.index != 255
-    raise NotImplementedError
+    """``x @ W.T`` in float64 from the format's own arrays: what the kernel is tested against."""
+    chunk_rows = weight.base.to(torch.int64)[..., None] + weight.index
+    held = weight.index != PADDING_INDEX
+    gathered = x.double()[:, torch.where(held, chunk_rows, 0)]
+    products = torch.where(held, weight.vals.double() * gathered, 0.0).sum(dim=-1)  # [batch, chunks, 4]
+    length = torch.diff(weight.start).to(torch.int64)
+    block = torch.repeat_interleave(torch.arange(length.numel(), device=length.device), length)
+    y = products.new_zeros(x.shape[0], length.numel(), BLOCK_ROWS).index_add(1, block, products)
+    return y.flatten(1)[:, : weight.shape[0]]

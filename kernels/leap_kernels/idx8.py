@@ -4,9 +4,9 @@ It reads more bytes than BMP128 (1.52 to 1.57 per weight at half density and 2-b
 quarter of its instructions, which is what counts where memory outruns the instructions of a GPU: see
 :mod:`leap_kernels.dispatch`.
 
-A row's kept values are cut into chunks of up to 64, from the left. A chunk ends early where its next value would lie 255
-columns or more to the right of its first; 4 neighbouring rows get the same number of chunks. With B = ceil(N / 4) blocks
-of rows and C chunks for every row of a block, counted over the blocks, the chunks lie in the order [C, 4 rows]:
+A row's kept values are cut into chunks of up to 64, from the left. A chunk ends early where its next value would lie
+255 columns or more to the right of its first; 4 neighbouring rows get the same number of chunks. With B = ceil(N / 4)
+blocks of rows and C chunks for every row of a block, counted over the blocks, the chunks lie in the order [C, 4 rows]:
 
     start     int32  [B + 1]       block b has the chunks [start[b], start[b + 1]) of each of its 4 rows
     base      uint16 [C, 4]        column of the chunk's first value; 0 for a chunk without values

@@ -1,31 +1,28 @@
-"""Linear layers whose weight is a BMP128 matrix."""
+"""Linear layers whose weight is a packed matrix."""
 
 import torch
 from torch import Tensor
 
 from leap_kernels import gemv_bitmap_cpu
 from leap_kernels.bmp128 import BMP128
-
-# Rows of x up to which a kernel that reads the packed weight is used; beyond, arithmetic and not bytes set the pace.
-# On GPUs the kernel reads the weight once per row, and only the first time from memory; 4 is a guess, not measured.
-MAX_SPARSE_ROWS = 16
-MAX_SPARSE_ROWS_CUDA = 4
+from leap_kernels.dispatch import Op, choose_op
+from leap_kernels.idx8 import IDX8
 
 
-def sparse_linear_reference(x: Tensor, weight: BMP128) -> Tensor:
+def sparse_linear_reference(x: Tensor, weight: BMP128 | IDX8) -> Tensor:
     """``x @ W.T`` in float64 through the dense matrix: what the kernels are tested against."""
     return x.double() @ weight.unpack().double().T
 
 
-def sparse_linear(x: Tensor, weight: BMP128, bias: Tensor | None = None) -> Tensor:
+def sparse_linear(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None = None) -> Tensor:
     """``x @ W.T + bias``.
 
     x: [..., K], dtype and device those of weight. bias: [N] of that dtype. Returns [..., N].
 
-    For few rows of x, as in decoding, a kernel reads the packed bytes: on a CPU native code (MAX_SPARSE_ROWS rows,
-    float32 and bfloat16), on a GPU Triton (MAX_SPARSE_ROWS_CUDA rows). Sums are float32 and do not depend on the number
-    of threads. In all other cases, and where x wants a gradient, the matrix is unpacked for the call. Not
-    differentiable with respect to weight. Raises ValueError for arguments that do not fit.
+    For few rows of x, as in decoding, a kernel reads the packed bytes: native code on a CPU, Triton on a GPU; which one
+    and up to how many rows says :mod:`leap_kernels.dispatch`. Sums are float32 and do not depend on the number of
+    threads. In all other cases, and where x wants a gradient, the matrix is unpacked for the call. Not differentiable
+    with respect to weight. Raises ValueError for arguments that do not fit.
     """
     rows, columns = weight.shape
     if x.dtype != weight.vals.dtype or x.device != weight.vals.device or x.shape[-1] != columns:
@@ -34,16 +31,43 @@ def sparse_linear(x: Tensor, weight: BMP128, bias: Tensor | None = None) -> Tens
             f"on {weight.vals.device}"
         )
     flat = x.reshape(-1, columns)
-    y = None
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        if x.is_cuda and 1 <= flat.shape[0] <= MAX_SPARSE_ROWS_CUDA:
-            from leap_kernels.gemv_bitmap_triton import gemv_bitmap_triton  # Triton is not on every platform
-
-            y = gemv_bitmap_triton(flat, weight)
-        elif x.device.type == "cpu" and x.dtype in gemv_bitmap_cpu.DTYPES and 1 <= flat.shape[0] <= MAX_SPARSE_ROWS:
-            library = gemv_bitmap_cpu.native_library()
-            y = None if library is None else gemv_bitmap_cpu.gemv_bitmap_cpu(flat, weight, library)
-    if y is None:
-        return torch.nn.functional.linear(x, weight.unpack(), bias)
-    y = y.view(*x.shape[:-1], rows)
+    on_cpu = x.device.type == "cpu"
+    op = choose_op(
+        x.device.type,
+        flat.shape[0],
+        x.dtype,
+        matrix_format="idx8" if isinstance(weight, IDX8) else "bmp128",
+        native=on_cpu and gemv_bitmap_cpu.native_library() is not None,
+        differentiable=torch.is_grad_enabled() and x.requires_grad,
+    )
+    if op == "dense":
+        return torch.nn.functional.linear(x, _dense(weight), bias)
+    y = _multiply(op, flat, weight).view(*x.shape[:-1], rows)
     return y if bias is None else y + bias
+
+
+def _dense(weight: BMP128 | IDX8) -> Tensor:
+    if isinstance(weight, IDX8) or not weight.vals.is_cuda:
+        return weight.unpack()
+    from leap_kernels.unpack_bitmap_triton import unpack_bitmap_triton  # here, for Triton is not on every platform
+
+    return unpack_bitmap_triton(weight)
+
+
+def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
+    """``x @ W.T`` by one of the kernels. x: [rows, K]."""
+    if isinstance(weight, IDX8):
+        from leap_kernels.gemv_idx8_triton import gemv_idx8_triton
+
+        return gemv_idx8_triton(x, weight)
+    if op == "gemv_bitmap_cpu":
+        library = gemv_bitmap_cpu.native_library()
+        assert library is not None
+        return gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
+    if op == "spmm_bitmap_triton":
+        from leap_kernels.spmm_bitmap_triton import spmm_bitmap_triton
+
+        return spmm_bitmap_triton(x, weight)
+    from leap_kernels.gemv_bitmap_triton import gemv_bitmap_triton
+
+    return gemv_bitmap_triton(x, weight)

@@ -1,11 +1,13 @@
-"""``x @ W.T`` on GPUs for a BMP128 matrix and 2 to 32 rows of x; see :mod:`leap_kernels.sparse_linear` for the contract.
+"""``x @ W.T`` on GPUs for a BMP128 matrix and 2 to 32 rows of x; :mod:`leap_kernels.sparse_linear` has the contract.
 
-A program unpacks tiles of 16 or 32 rows and 128 columns into registers, once for all rows of x, and multiplies them on
+A program unpacks tiles of 16 to 64 rows and 128 columns into registers, once for all rows of x, and multiplies them on
 tensor cores. The columns are split among programs, whose float32 sums are added afterwards in a fixed order: without
 that, a matrix of 4096 rows would occupy 256 warps, two for each SM of an H100.
 
 Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +20,9 @@ from leap_kernels.triton_launch import configurations
 
 MAX_BATCH = 32
 _MIN_BATCH = 16  # the least that tl.dot takes
-# Enough parts that each SM of the largest GPUs has work, few enough that adding them costs little: a part is 4 bytes for
-# every row of W and x, so 8 of them are 1 % of the bytes of a matrix with 4096 columns at half density and batch 16.
+# Enough parts that each SM of the largest GPUs has work, few enough that adding them costs little: a part is written
+# and read at 4 bytes for every row of W and (padded) x, so with 4096 columns at half density and 16 rows of x 8 parts
+# are 22 % of the matrix's bytes, most of them in the second-level cache. A model.
 _SPLITS = 8
 
 # Rows per tile and warps: more rows share a tile of x, more warps a row tile; 16 is the least that tl.dot takes.
@@ -55,9 +58,9 @@ def spmm_bitmap_kernel(
         entry = row.to(tl.int64) * groups + group + tl.zeros_like(lane)
         octet, rank = lane_bits(bits_ptr, off_ptr, entry, lane, True)
         values = lane_values(vals + rank, octet)
-        columns = ()
+        columns: Any = ()
         for k in tl.static_range(8):
-            columns = columns + (tl.where(kept(octet, k), values[k], 0.0),)
+            columns = columns + (tl.where(kept(octet, k), values[k], 0.0),)  # noqa: RUF005
         weight = join_columns(columns)
         x = tl.load(x_tile + group * 128)
         if WIDEN:
@@ -68,7 +71,10 @@ def spmm_bitmap_kernel(
 
 
 def spmm_bitmap_triton(x: Tensor, weight: BMP128) -> Tensor:
-    """``x @ W.T``, sums in float32. x: [1 .. 32, K] of weight's dtype and device. Returns [rows, N]."""
+    """``x @ W.T``, sums in float32. x: [1 .. 32, K], dtype and device of weight. Returns [rows, N].
+
+    bfloat16 and float16 only: tensor cores would round float32 to 10 bits.
+    """
     rows, columns = weight.shape
     groups = weight.bits.shape[1]
     batch = max(_MIN_BATCH, triton.next_power_of_2(x.shape[0]))

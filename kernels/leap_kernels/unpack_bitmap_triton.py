@@ -1,8 +1,10 @@
 """The dense matrix of a BMP128 on a GPU, for prefill and large batches, where a dense product is the fastest there is.
 
-:meth:`leap_kernels.BMP128.unpack` does the same through boolean indexing, which makes the CPU wait for the GPU and takes
-some 20 bytes of working memory per weight. This kernel moves the packed bytes and the dense ones, once.
+:meth:`leap_kernels.BMP128.unpack` does the same through boolean indexing, which makes the CPU wait for the GPU and
+needs indices of 8 bytes. This kernel moves the packed bytes and the dense ones, once.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -36,9 +38,9 @@ def unpack_bitmap_kernel(
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
     octet, rank = lane_bits(bits_ptr, off_ptr, row * groups + group + tl.zeros_like(lane), lane, True)
     values = lane_values(vals + rank, octet)
-    tile = ()
+    tile: Any = ()
     for k in tl.static_range(8):
-        tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)
+        tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # noqa: RUF005
     column = group * 128 + tl.arange(0, 128)[None, :]
     inside = (out_row[:, None] < rows) & (column < columns)
     tl.store(dense_ptr + out_row[:, None] * columns + column, join_columns(tile), mask=inside)

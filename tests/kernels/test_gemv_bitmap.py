@@ -3,7 +3,8 @@
 import pytest
 import torch
 from leap_kernels import bmp128, gemv_bitmap_cpu, pack, sparse_linear
-from leap_kernels.sparse_linear import MAX_SPARSE_ROWS, sparse_linear_reference
+from leap_kernels.dispatch import MAX_ROWS_CPU
+from leap_kernels.sparse_linear import sparse_linear_reference
 
 LIBRARY = gemv_bitmap_cpu.native_library()
 AVAILABLE = gemv_bitmap_cpu.ISAS[: LIBRARY.leap_best_isa() + 1] if LIBRARY else ()
@@ -46,7 +47,7 @@ def test_matches_float64(isa, rows, columns, dtype):
 @pytest.mark.parametrize("dtype", gemv_bitmap_cpu.DTYPES)
 def test_every_batch(isa, dtype):
     """The blocks of 8, 4, 2 and 1 rows of x, with an odd number of weight rows."""
-    for batch in range(1, MAX_SPARSE_ROWS + 1):
+    for batch in range(1, MAX_ROWS_CPU + 1):
         packed, x = make(19, 300, batch, 0.5, dtype)
         assert_exact(sparse_linear(x, packed), x, packed)
 
@@ -97,7 +98,7 @@ def test_threads_and_shapes():
     assert torch.equal(sparse_linear(strided, packed), sparse_linear(x, packed))
 
 
-@pytest.mark.parametrize("batch", [0, MAX_SPARSE_ROWS + 1])
+@pytest.mark.parametrize("batch", [0, MAX_ROWS_CPU + 1])
 def test_unpacks_for_other_batches(batch, monkeypatch):
     monkeypatch.setattr(gemv_bitmap_cpu, "gemv_bitmap_cpu", None)
     packed, x = make(10, 130, batch)
