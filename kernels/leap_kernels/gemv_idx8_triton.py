@@ -7,8 +7,6 @@ Speed has not been measured on a GPU: ``aot_table.json`` has the instructions th
 ceilings that follow from them by a model.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -60,9 +58,9 @@ def gemv_idx8_kernel(
         index = tl.load(indices + at * ROWS * SLOTS, mask=present, other=0)
         value = tl.load(values + at * ROWS * SLOTS, mask=present, other=0.0).to(tl.float32)
         column = x_batch + base.to(tl.int32) * BATCH + index.to(tl.int32) * BATCH
-        new: Any = ()  # a tuple grows by addition: Triton does not unpack
+        new = ()  # a tuple grows by addition: Triton does not unpack
         for b in tl.static_range(BATCH):
-            new = new + (sums[b] + value * tl.load(column + b),)  # noqa: RUF005
+            new = new + (sums[b] + value * tl.load(column + b),)  # type: ignore[assignment]  # noqa: RUF005
         sums = new
     out_row = block * ROWS + tl.arange(0, ROWS)
     y_batch = y_ptr + tl.program_id(1).to(tl.int64) * BATCH * rows + out_row

@@ -7,8 +7,6 @@ that, a matrix of 4096 rows would occupy 256 warps, two for each SM of an H100.
 Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -58,9 +56,9 @@ def spmm_bitmap_kernel(
         entry = row.to(tl.int64) * groups + group + tl.zeros_like(lane)
         octet, rank = lane_bits(bits_ptr, off_ptr, entry, lane, True)
         values = lane_values(vals + rank, octet)
-        columns: Any = ()
+        columns = ()
         for k in tl.static_range(8):
-            columns = columns + (tl.where(kept(octet, k), values[k], 0.0),)  # noqa: RUF005
+            columns = columns + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
         weight = join_columns(columns)
         x = tl.load(x_tile + group * 128)
         if WIDEN:

@@ -6,8 +6,6 @@ always be read, and the caller drops it by :func:`kept`. The forms below were ch
 compiler makes of them for sm_90: 11 per weight in the GEMV, against 15 with masked loads and a rank for each column.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -56,9 +54,9 @@ def lane_values(values, octet):
 
     values: pointers to the lanes' first values.
     """
-    columns: Any = ()  # a tuple grows by addition: Triton does not unpack
+    columns = ()  # a tuple grows by addition: Triton does not unpack
     for k in tl.static_range(8):
-        columns = columns + (tl.load(values),)  # noqa: RUF005
+        columns = columns + (tl.load(values),)  # type: ignore[assignment]  # noqa: RUF005
         values = tl.where(kept(octet, k), values + 1, values)
     return columns
 

@@ -4,8 +4,6 @@
 needs indices of 8 bytes. This kernel moves the packed bytes and the dense ones, once.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -38,9 +36,9 @@ def unpack_bitmap_kernel(
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
     octet, rank = lane_bits(bits_ptr, off_ptr, row * groups + group + tl.zeros_like(lane), lane, True)
     values = lane_values(vals + rank, octet)
-    tile: Any = ()
+    tile = ()
     for k in tl.static_range(8):
-        tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # noqa: RUF005
+        tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
     column = group * 128 + tl.arange(0, 128)[None, :]
     inside = (out_row[:, None] < rows) & (column < columns)
     tl.store(dense_ptr + out_row[:, None] * columns + column, join_columns(tile), mask=inside)
