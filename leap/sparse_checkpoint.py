@@ -64,10 +64,10 @@ def skeleton(directory: Path, dtype: torch.dtype | None = None, trust_remote_cod
     config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     register = nn.Module.register_parameter
 
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
     try:
@@ -230,8 +230,8 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _hash(tensor: Tensor) -> str:
-    flat = tensor.contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy() if flat.numel() else b"").hexdigest()
+    octets = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(octets.data).hexdigest()
 
 
 class _Reader:

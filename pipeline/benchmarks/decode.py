@@ -32,7 +32,7 @@ from leap.surgery import prunable_linears
 
 PROMPT_TOKENS = 16
 #: meta-llama/Llama-3.2-1B.
-LLAMA_1B = {
+LLAMA_1B: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 2048,
     "intermediate_size": 8192,
@@ -65,7 +65,7 @@ def compare(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int, rounds
         its parts ``linears_ms`` (the packed layers), ``head_ms`` (the output head) and ``rest_ms``. ``speedup``: median
         over the rounds of the ratio of tokens per second; ``speedup_low`` and ``speedup_high``: its range.
     """
-    vocabulary = dense.get_input_embeddings().weight.shape[0]
+    vocabulary = dense.config.get_text_config().vocab_size
     prompt = torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
     both = {"dense": dense, "sparse": sparse}
     for model in both.values():
@@ -106,7 +106,7 @@ def _milliseconds(model: PreTrainedModel, modules: list[nn.Module], prompt: Tens
         return call
 
     for module in modules:
-        module.forward = timed(module.forward)  # type: ignore[method-assign]
+        module.forward = timed(module.forward)
     try:
         decode(model, prompt, tokens)
     finally:

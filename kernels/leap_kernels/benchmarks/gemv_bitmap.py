@@ -70,7 +70,9 @@ def measure(
     calls[READ] = stream.sum
     timed = interleaved(calls, seconds)
     return {
-        name: Timing(*(quantile(durations, q) for q in (0.2, 0.5, 0.8)), len(durations), sizes[name])
+        name: Timing(
+            quantile(durations, 0.2), quantile(durations, 0.5), quantile(durations, 0.8), len(durations), sizes[name]
+        )
         for name, durations in timed.items()
     }
 
