@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from leap.packed import MaskFile
     from leap.schedules import Schedule
     from leap.settings import DensityControl, LearnSettings
+    from leap.sparse_checkpoint import SparseCheckpointError, write_sparse
+    from leap.sparse_model import load_sparse
 
 # Imported at first use: torch and transformers take seconds, and reading a recipe needs neither.
 _HOME = {
@@ -33,12 +35,27 @@ _HOME = {
     "MaskFile": "leap.packed",
     "PruneResult": "leap.api",
     "Schedule": "leap.schedules",
+    "SparseCheckpointError": "leap.sparse_checkpoint",
+    "load_sparse": "leap.sparse_model",
     "prune": "leap.api",
     "sweep": "leap.layerwise.sweep",
+    "write_sparse": "leap.sparse_checkpoint",
     "zeros": "leap.export",
 }
 
-__all__ = ["DensityControl", "LearnSettings", "MaskFile", "PruneResult", "Schedule", "prune", "sweep", "zeros"]
+__all__ = [
+    "DensityControl",
+    "LearnSettings",
+    "MaskFile",
+    "PruneResult",
+    "Schedule",
+    "SparseCheckpointError",
+    "load_sparse",
+    "prune",
+    "sweep",
+    "write_sparse",
+    "zeros",
+]
 
 
 def __getattr__(name: str) -> Any:

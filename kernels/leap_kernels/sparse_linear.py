@@ -1,12 +1,15 @@
 """Linear layers whose weight is a packed matrix."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leap_kernels import gemv_bitmap_cpu
 from leap_kernels.bmp128 import BMP128
 from leap_kernels.dispatch import Op, choose_op
 from leap_kernels.idx8 import IDX8
+from leap_kernels.unpack_bitmap_cpu import unpack_bitmap_cpu
 
 
 def sparse_linear_reference(x: Tensor, weight: BMP128 | IDX8) -> Tensor:
@@ -41,14 +44,16 @@ def sparse_linear(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None = None) 
         differentiable=torch.is_grad_enabled() and x.requires_grad,
     )
     if op == "dense":
-        return torch.nn.functional.linear(x, _dense(weight), bias)
+        return nn.functional.linear(x, _dense(weight), bias)
     y = _multiply(op, flat, weight).view(*x.shape[:-1], rows)
     return y if bias is None else y + bias
 
 
 def _dense(weight: BMP128 | IDX8) -> Tensor:
-    if isinstance(weight, IDX8) or not weight.vals.is_cuda:
+    if isinstance(weight, IDX8):
         return weight.unpack()
+    if not weight.vals.is_cuda:
+        return unpack_bitmap_cpu(weight)
     from leap_kernels.unpack_bitmap_triton import unpack_bitmap_triton  # here, for Triton is not on every platform
 
     return unpack_bitmap_triton(weight)
@@ -71,3 +76,58 @@ def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
     from leap_kernels.gemv_bitmap_triton import gemv_bitmap_triton
 
     return gemv_bitmap_triton(x, weight)
+
+
+class SparseLinear(nn.Module):
+    """``nn.Linear`` with a BMP128 weight, for inference: see :func:`sparse_linear`.
+
+    Its buffers are the tensors that :meth:`BMP128.tensors` names, and ``bias`` [out] where there is one. Loading a
+    state dict replaces them, so that a matrix with another number of kept weights fits.
+    """
+
+    def __init__(self, weight: BMP128, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        stored = weight.tensors()
+        for name in ("shape", "bits", "off", "vals", "row_base"):
+            self.register_buffer(name, stored.get(name))
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @property
+    def weight(self) -> BMP128:
+        """The packed matrix."""
+        size = (self.out_features, self.in_features)
+        # Read from the dict: five look-ups through nn.Module.__getattr__ take as long as a small matrix.
+        buffers: Any = self._buffers
+        return BMP128(size, buffers["bits"], buffers["off"], buffers["vals"], buffers["row_base"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sparse_linear(x, self.weight, self._buffers["bias"])
+
+    def extra_repr(self) -> str:
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.weight.nnz}, bias={bias}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        _metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        try:
+            matrix = BMP128.from_tensors({name: tensor for name, tensor in found.items() if name != "bias"})
+            if matrix.shape != (self.out_features, self.in_features):
+                raise ValueError(f"BMP128 shape is {matrix.shape}, expected {(self.out_features, self.in_features)}")
+        except ValueError as error:
+            error_msgs.append(f"{prefix.removesuffix('.')}: {error}")
+            return
+        self._buffers.update({name: None for name in self._buffers if name != "bias"} | found)
+        if self.bias is not None and "bias" not in found:
+            missing_keys.append(prefix + "bias")
+        known = {prefix + name for name in self._buffers}
+        unexpected_keys += [key for key in state_dict if strict and key.startswith(prefix) and key not in known]

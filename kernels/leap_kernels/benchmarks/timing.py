@@ -10,16 +10,21 @@ from pathlib import Path
 import torch
 
 
+def clock() -> Callable[[], float]:
+    """What calls are timed by: a thread's CPU time where there is one thread, else the wall clock.
+
+    CPU time leaves out the time in which other processes had the core; the wall clock wants an idle machine.
+    """
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def interleaved(variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
     """Sorted durations in seconds of every variant, called in turn for about ``seconds`` in all, after a warm-up.
 
     In turn, so that whatever else the machine does in the meantime falls on all of them alike, and in a new random
     order every round, because a call's time depends on what ran before it (seen: 0.55 or 0.70 ms).
-
-    Calls on one thread are timed by its CPU time, which leaves out the time in which other processes had the core;
-    calls on several by the wall clock, which wants an idle machine.
     """
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    now = clock()
     for call in variants.values():
         call()
     durations: dict[str, list[float]] = {name: [] for name in variants}
@@ -27,9 +32,9 @@ def interleaved(variants: Mapping[str, Callable[[], object]], seconds: float) ->
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for name, call in order.sample(list(variants.items()), len(variants)):
-            start = clock()
+            start = now()
             call()
-            durations[name].append(clock() - start)
+            durations[name].append(now() - start)
     return {name: sorted(values) for name, values in durations.items()}
 
 

@@ -1,0 +1,295 @@
+"""Sparse checkpoints: a model directory whose pruned layers are stored packed. ``kernels/README.md`` specifies it.
+
+The tensors lie in safetensors shards; ``sparse.json``, written last, names each one's shard, dtype, shape and SHA-256.
+Writing holds one shard in memory, reading one tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from leap_kernels import BMP128, pack
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from leap.packed import FILE_NAME, MaskFile
+from leap.surgery import prunable_linears
+
+INDEX = "sparse.json"
+FORMAT, VERSION = "leap-sparse", 1
+#: A shard is closed when it holds this much; a tensor is never split.
+SHARD_BYTES = 256 * 2**20
+#: What makes the directory stand alone, besides the tensors.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+
+
+class SparseCheckpointError(ValueError):
+    """A sparse checkpoint that is incomplete, altered, or of another version; the message names the tensor."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of one tensor."""
+
+    file: str
+    dtype: str
+    shape: list[int]
+    sha256: str
+
+
+def skeleton(directory: Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+    """The model of a directory without memory for its parameters; buffers (rotary frequencies, scales) are real."""
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def write_sparse(
+    source: str | Path,
+    target: str | Path,
+    masks: MaskFile | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> dict[str, int]:
+    """Write the sparse checkpoint of a pruned model, tensor by tensor.
+
+    Args:
+        source: a Hugging Face directory with safetensors: an exported model, dense with zeros, or the dense one.
+        target: the directory to write.
+        masks: which weights to keep. None: the mask file in ``source`` if it has one, else the weights that are not 0.
+
+    Returns:
+        ``tensors``, ``packed`` layers and ``bytes`` that were written.
+
+    Raises:
+        ValueError: ``source`` lacks a tensor, or a mask does not fit.
+        FileExistsError: ``target`` holds a sparse checkpoint already.
+    """
+    source, target = Path(source), Path(target)
+    if (target / INDEX).exists():
+        raise FileExistsError(f"{target} holds a sparse checkpoint already")
+    if masks is None and (source / FILE_NAME).exists():
+        masks = MaskFile(source)
+    model = skeleton(source, trust_remote_code=trust_remote_code)
+    weights = {f"{name}.weight" for name in prunable_linears(model)}
+    if masks is not None and (strange := [name for name in masks if f"{name}.weight" not in weights]):
+        raise ValueError(f"the masks name {strange[0]}, which is no prunable layer of {source}")
+    target.mkdir(parents=True, exist_ok=True)
+    writer = _ShardWriter(target)
+    with _Reader(source, model) as dense:
+        for name, aliases in _groups(model).items():
+            stored = next((alias for alias in aliases if alias in dense), None)
+            if stored is None:
+                raise ValueError(f"{source} has no tensor {name}")
+            tensor = dense.get(stored)
+            if name not in weights:
+                writer.add(name, tensor)
+                continue
+            layer = name.removesuffix(".weight")
+            mask = masks[layer] if masks is not None and layer in masks else None
+            try:
+                packed = pack(tensor, mask)
+            except ValueError as error:
+                raise ValueError(f"{layer}: {error}") from error
+            for part, value in packed.tensors().items():
+                writer.add(f"{layer}.{part}", value)
+    writer.close()
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, target / path.name)
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "packed": sorted(name.removesuffix(".weight") for name in weights),
+        "tied": {alias: name for name, aliases in _groups(model).items() for alias in aliases[1:]},
+        "tensors": {name: asdict(entry) for name, entry in writer.entries.items()},
+    }
+    # Last, and by renaming: a directory without it is no checkpoint.
+    (target / f".{INDEX}").write_text(json.dumps(index, indent=1))
+    (target / f".{INDEX}").replace(target / INDEX)
+    return {"tensors": len(writer.entries), "packed": len(weights), "bytes": writer.bytes}
+
+
+class SparseCheckpoint:
+    """Reads a directory that :func:`write_sparse` wrote.
+
+    Attributes:
+        packed: layers whose weight is BMP128, by dotted name.
+        tied: names of tensors that are another one, by that other's name.
+
+    Raises:
+        SparseCheckpointError: no index, or one of another format or version.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        try:
+            index = json.loads((self.directory / INDEX).read_text())
+        except (OSError, ValueError) as error:
+            raise SparseCheckpointError(f"{self.directory} has no readable {INDEX}: no sparse checkpoint") from error
+        found = f"{index.get('format')} {index.get('version')}"
+        if found != f"{FORMAT} {VERSION}":
+            raise SparseCheckpointError(f"{self.directory / INDEX} is {found}; this reads {FORMAT} {VERSION}")
+        self.packed: list[str] = index["packed"]
+        self.tied: dict[str, str] = index["tied"]
+        self.entries = {name: Entry(**entry) for name, entry in index["tensors"].items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every stored tensor with its name, in the order they were written, each checked against its hash.
+
+        Raises:
+            SparseCheckpointError: a tensor is missing, cut off, or not the one that was written.
+        """
+        with ExitStack() as stack:
+            files: dict[str, Any] = {}
+            for name, entry in self.entries.items():
+                if entry.file not in files:
+                    files[entry.file] = stack.enter_context(self._open(entry.file))
+                yield name, self._checked(name, entry, files[entry.file].get_tensor)
+
+    def matrix(self, layer: str, parts: dict[str, Tensor]) -> BMP128:
+        """The packed weight of a layer from its tensors by their names in BMP128."""
+        try:
+            return BMP128.from_tensors(parts)
+        except ValueError as error:
+            raise SparseCheckpointError(f"{layer}: {error}") from error
+
+    def _open(self, file: str) -> Any:
+        path = self.directory / file
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise SparseCheckpointError(f"{self._first_unreadable(file)}: {path} is cut off or altered") from error
+
+    def _first_unreadable(self, file: str) -> str:
+        """The first tensor of a shard that lies beyond the file's end; the shard's first where even that is unknown."""
+        inside = [name for name, entry in self.entries.items() if entry.file == file]
+        try:
+            with (self.directory / file).open("rb") as shard:
+                length = int.from_bytes(shard.read(8), "little")
+                header = json.loads(shard.read(length))
+                size = shard.seek(0, 2) - 8 - length
+            return next(name for name in inside if header[name]["data_offsets"][1] > size)
+        except (OSError, ValueError, KeyError, StopIteration, OverflowError, MemoryError):
+            return inside[0]
+
+    def _checked(self, name: str, entry: Entry, read: Callable[[str], Tensor]) -> Tensor:
+        try:
+            tensor = read(name)
+        except SafetensorError as error:
+            raise SparseCheckpointError(f"{name}: missing from {self.directory / entry.file}") from error
+        if (_dtype(tensor), list(tensor.shape)) != (entry.dtype, entry.shape) or _hash(tensor) != entry.sha256:
+            raise SparseCheckpointError(f"{name}: {self.directory / entry.file} was altered, its hash does not fit")
+        return tensor
+
+
+def _groups(model: nn.Module) -> dict[str, list[str]]:
+    """Tensors of the state dict with all names each goes by, itself first."""
+    persistent = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name, tensor in persistent.items():
+        groups.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return groups
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _hash(tensor: Tensor) -> str:
+    octets = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(octets.data).hexdigest()
+
+
+class _Reader:
+    """The tensors of a Hugging Face directory by the names that ``model`` gives them, whatever shards they lie in.
+
+    Some families are stored under older names (GPT-NeoX's head, say), which transformers renames in loading.
+    """
+
+    def __init__(self, directory: Path, model: PreTrainedModel) -> None:
+        self._stack = ExitStack()
+        self._where: dict[str, tuple[Any, str]] = {}
+        renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+        names = model.state_dict()
+        for path in sorted(path for path in directory.glob("*.safetensors") if path.name != FILE_NAME):
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                self._where[rename_source_key(key, renamings, [], model.base_model_prefix, names)[0]] = file, key
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str) -> Tensor:
+        file, key = self._where[name]
+        return file.get_tensor(key)
+
+
+class _ShardWriter:
+    """Collects tensors until a shard is full."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._shard: dict[str, Tensor] = {}
+        self._size = 0
+        self._number = 1
+        self.entries: dict[str, Entry] = {}
+        self.bytes = 0
+
+    @property
+    def _file(self) -> str:
+        return f"sparse-{self._number:05d}.safetensors"
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self._shard and self._size + size > SHARD_BYTES:
+            self.close()
+        self.entries[name] = Entry(self._file, _dtype(tensor), list(tensor.shape), _hash(tensor))
+        self._shard[name] = tensor.contiguous()
+        self._size += size
+        self.bytes += size
+
+    def close(self) -> None:
+        if self._shard:
+            save_file(self._shard, self._directory / self._file, metadata={"format": "pt"})
+            self._shard, self._size = {}, 0
+            self._number += 1
