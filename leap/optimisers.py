@@ -21,10 +21,10 @@ step would never take place, neither would updates of bfloat16 logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from leap_kernels.mask_ops import random_words
@@ -61,7 +61,7 @@ class LogitOptimiser(Protocol):
 
     dtype: torch.dtype
     """Number type of the logits."""
-    parts: Mapping[str, tuple[torch.dtype, float]]
+    parts: dict[str, tuple[torch.dtype, float]]
     """Number type and first value of each state tensor [n], by name."""
 
     def update(self, logits: Tensor, grad: Tensor, state: State, rate: float, place: Place) -> None:
@@ -71,11 +71,9 @@ class LogitOptimiser(Protocol):
 class Adam:
     """Adam with fp32 moments."""
 
-    dtype = torch.float32
-    parts: ClassVar = {"exp_avg": (torch.float32, 0.0), "exp_avg_sq": (torch.float32, 0.0)}
-
     def __init__(self, betas: tuple[float, float]) -> None:
-        self.betas = betas
+        self.betas, self.dtype = betas, torch.float32
+        self.parts = {"exp_avg": (torch.float32, 0.0), "exp_avg_sq": (torch.float32, 0.0)}
 
     def update(self, logits: Tensor, grad: Tensor, state: State, rate: float, place: Place) -> None:
         """See :meth:`LogitOptimiser.update`."""
@@ -95,10 +93,9 @@ class Adam8bit:
         dtype: of the logits, fp32 or bfloat16.
     """
 
-    parts: ClassVar = {"moments": (torch.int16, float(_NO_MOMENTS))}
-
     def __init__(self, betas: tuple[float, float], dtype: torch.dtype) -> None:
         self.betas, self.dtype = betas, dtype
+        self.parts = {"moments": (torch.int16, float(_NO_MOMENTS))}
         self._unit = _bound(betas) / _U_MAX
 
     def update(self, logits: Tensor, grad: Tensor, state: State, rate: float, place: Place) -> None:

@@ -10,6 +10,7 @@ from leap.schedules import Schedule
 from leap.validation import NO_UNKNOWN_KEYS, check_choices
 
 Scope = Literal["global", "layer", "row"]
+Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class LearnSettings:
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     init_std: float = 0.014
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
-    optimiser: Literal["adam", "adam8bit", "adam8bit-bf16"] = "adam8bit"
+    optimiser: Optimiser = "adam8bit"
     """Adam, with 12 bytes per logit for it and its moments, 6 with 8-bit moments, or 4 with bfloat16 logits too."""
     learning_rate: float = 1e-3
     """Peak learning rate of the optimiser of the logits."""
