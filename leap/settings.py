@@ -70,7 +70,7 @@ class LearnSettings:
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     init_std: float = 0.014
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
-    optimiser: Optimiser = "adam8bit"
+    optimiser: Optimiser = "adam"
     """Adam, with 12 bytes per logit for it and its moments, 6 with 8-bit moments, or 4 with bfloat16 logits too."""
     learning_rate: float = 1e-3
     """Peak learning rate of the optimiser of the logits."""
