@@ -164,7 +164,7 @@ class ZeroModel:
         return MaskedWeights(numel, norm)
 
 
-def _partitioned(parameter: nn.Parameter) -> Any:
+def _partitioned(parameter: Tensor) -> Any:
     """The parameter with the attributes ``ds_…`` that DeepSpeed gave it."""
     return parameter
 
