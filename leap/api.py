@@ -24,6 +24,7 @@ from leap.harden import exact_hardener
 from leap.layerwise import Target, sweep
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import masks_installed
+from leap.optimisers import Updater, logit_optimiser
 from leap.packed import pack, unpack
 from leap.schedules import warmup_then_cosine
 from leap.settings import LearnSettings
@@ -79,8 +80,9 @@ def prune(
 ) -> PruneResult:
     """Learn which weights of ``model`` to keep, and set the others to zero, in place.
 
-    Works where the model is, CPU or GPU, in its dtype, and needs 16 bytes more per prunable weight, for fp32 logits,
-    their gradient and Adam's moments. Interrupted or failed, it leaves the model dense as it was.
+    Works where the model is, CPU or GPU, in its dtype, and needs 12 bytes more per prunable weight, for fp32 logits and
+    Adam's moments, and another 4, for gradients, where a step has several micro-batches (``settings.optimiser`` tells
+    what the others need). Interrupted or failed, it leaves the model dense as it was.
 
     Args:
         model: any causal LM whose decoder blocks hold ``nn.Linear`` layers.
@@ -99,7 +101,7 @@ def prune(
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2 or rows.is_floating_point():
         raise ValueError(f"rows must be token ids [R, S] with S >= 2, not {rows.dtype} {list(rows.shape)}")
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
-    gate = BernoulliGate(settings)
+    gate, dtype = BernoulliGate(settings), logit_optimiser(settings).dtype
     was_training = model.training
     model.eval()  # no dropout: the noise of the masks is the only one
     try:
@@ -109,7 +111,7 @@ def prune(
         for number, (name, mask, score) in enumerate(_prior(model, rows[:prior_rows], settings, target, prior_options)):
             # The seeds of a pipeline run with seed 0.
             generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
-            first_logits[name] = nn.Parameter(gate.initial(mask, score, generator))
+            first_logits[name] = nn.Parameter(gate.initial(mask, score, generator).to(dtype))
         with masks_installed(model, gate) as (state, layers):
             for name, layer in layers.items():
                 layer.logits = first_logits.pop(name)
@@ -170,20 +172,21 @@ def _learn(
     rows: Tensor,
     on_step: Callable[[dict[str, float]], None] | None,
 ) -> list[dict[str, float]]:
-    """AdamW on the logits; returns the metrics of all steps."""
+    """Optimise the logits; returns the metrics of all steps."""
     s = learner.settings
-    optimiser = torch.optim.AdamW(logits, lr=s.learning_rate, betas=s.betas, weight_decay=0.0)
+    updater = Updater(logit_optimiser(s), s.seed)
+    updater.attach(logits)
     history = []
     with transformers_logging.tqdm(total=s.steps, desc="learning masks", unit="step") as bar:
         for step in range(s.steps):
             rate = s.learning_rate * warmup_then_cosine(step, s.steps, s.warmup_steps, s.final_rate)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
+            metrics: dict[str, float] = {}
             for number, batch in enumerate(_microbatches(rows, s, step)):
-                (learner.loss(batch, step, number) / s.microbatches).backward()
-            metrics = learner.finish_step(step) | {"step": step, "learning_rate": rate}
-            optimiser.step()
+                loss = learner.loss(batch, step, number)
+                updater.begin(step, rate, number, s.microbatches)
+                if number == s.microbatches - 1:  # its backward pass moves the logits: not after a loss of NaN
+                    metrics = learner.finish_step(step) | {"step": step, "learning_rate": rate}
+                (loss / s.microbatches).backward()
             history.append(metrics)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", density=f"{metrics['density']:.4f}")

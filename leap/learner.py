@@ -139,7 +139,8 @@ class MaskLearner:
         """Means over the micro-batches and workers of the step; moves the multiplier.
 
         Raises:
-            NonFiniteLossError: the loss of any worker is NaN or infinite. Call it before the optimiser's step.
+            NonFiniteLossError: the loss of any worker is NaN or infinite. Call it before the backward pass
+                that moves the logits.
         """
         s = self.settings
         assert self._sums is not None

@@ -10,6 +10,7 @@ from leap.schedules import Schedule
 from leap.validation import NO_UNKNOWN_KEYS, check_choices
 
 Scope = Literal["global", "layer", "row"]
+Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,10 @@ class LearnSettings:
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     init_std: float = 0.014
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
+    optimiser: Optimiser = "adam"
+    """Adam, with 12 bytes per logit for it and its moments, 6 with 8-bit moments, or 4 with bfloat16 logits too."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW on the logits."""
+    """Peak learning rate of the optimiser of the logits."""
     warmup_steps: int = 5
     """Steps of linear warm-up before the cosine."""
     final_rate: float = 0.0
@@ -110,6 +113,8 @@ class LearnSettings:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
+        if self.optimiser != "adam" and not self.betas[0] ** 2 < self.betas[1] <= 0.99:
+            raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99, not {self.betas}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
 

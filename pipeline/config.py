@@ -210,6 +210,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        if self.learn and self.model.dtype == "float16":
+            raise ValueError(
+                "model.dtype: gradients underflow in float16 without loss scaling, which learning does not do; "
+                "choose bfloat16 or float32, or learn: null for each entry"
+            )
         if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
             raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
         unknown = [name for name in self.reconstruct if name not in self.learn]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leap_kernels import native
+from leap_kernels import native, philox
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16)
@@ -164,3 +164,18 @@ def mask_backward(
     else:
         mask_backward_reference(grad_masked_weight, weight, logits, stats_grad, out, scalars)
     return out
+
+
+def random_words(
+    count: int, *, seed: int, layer: int, step: int, offset: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The random words of weights ``offset .. offset + count`` as int32 bit patterns [count], see ``philox``.
+
+    For whoever needs randomness of the masks' kind: give it numbers of ``layer`` that no masked layer has.
+    """
+    philox.check_stream(seed, layer, step, offset)
+    if torch.device(device).type == "cpu" and (library := native_library()) is not None:
+        words = torch.empty(count, dtype=torch.int32)
+        library.leap_philox_words(words.data_ptr(), count, offset, seed, layer, step)
+        return words
+    return philox.random_words(count, seed=seed, layer=layer, step=step, offset=offset, device=device).to(torch.int32)

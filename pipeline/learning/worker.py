@@ -88,13 +88,13 @@ class _Worker:
         for step in range(self.first_step, steps):
             began = time.perf_counter()
             factor = warmup_then_cosine(step, steps, self.settings.warmup_steps, self.settings.final_rate)
-            self.zero.set_learning_rate(self.settings.learning_rate * factor)
+            rate = self.settings.learning_rate * factor
             try:
-                metrics = self._step(step)
+                metrics = self._step(step, rate)
             except NonFiniteLossError as error:  # the same on every rank, and no use to try again
                 self._tell({"error": str(error), "last_checkpoint": self._last_checkpoint()})
                 return
-            metrics |= {"step": step, "learning_rate": self.settings.learning_rate * factor}
+            metrics |= {"step": step, "learning_rate": rate}
             metrics["seconds"] = time.perf_counter() - began
             last = step == steps - 1
             if step % learn.watch_every == 0 or last:
@@ -105,7 +105,7 @@ class _Worker:
                 self._save(step + 1)
                 ray.train.report({"step": step})
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, step: int, rate: float) -> dict[str, float]:
         s = self.settings
         per_worker = s.batch_rows // s.microbatch_rows // self.world
         metrics: dict[str, float] = {}
@@ -113,10 +113,9 @@ class _Worker:
             microbatch = self.rank * per_worker + i
             rows = self.rows.take(step * s.batch_rows + microbatch * s.microbatch_rows, s.microbatch_rows)
             loss = self.learner.loss(torch.from_numpy(rows).to(self.zero.engine.device), step, microbatch)
-            self.zero.engine.backward(loss)
-            if i == per_worker - 1:
+            if i == per_worker - 1:  # its backward pass moves the logits: not after a loss of NaN
                 metrics = self.learner.finish_step(step)
-            self.zero.engine.step()
+            self.zero.backward(loss, step, rate, i, per_worker)
         return metrics
 
     def _watch(self, step: int) -> dict[str, float]:

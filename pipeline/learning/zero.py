@@ -1,23 +1,27 @@
 """A masked model under DeepSpeed ZeRO-3: frozen weights and trainable logits, both partitioned over the workers.
 
-The logits that a forward pass gathers are bfloat16, whatever the model's dtype; the optimiser moves an fp32 master of
-them, in which no update gets lost. What starts, continues or ends a run is always the master.
+DeepSpeed partitions, gathers and releases. The optimiser is ours and works on the partitions themselves, during the
+backward pass: as soon as a layer's gradient exists it is averaged over the workers, each of which takes its slice and
+moves its part of the logits. DeepSpeed's own ZeRO-3 optimiser would keep an fp32 copy of every trainable parameter and
+every gradient until the end of the step, 8 bytes a logit on top of what :mod:`leap.optimisers` names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from leap.gates import Gate
 from leap.learner import MaskedWeights
-from leap.masked_linear import MaskedLinear, install_masks
+from leap.masked_linear import install_masks
+from leap.optimisers import Updater, logit_optimiser
 from leap.surgery import decoder_blocks
 from pipeline import models
 from pipeline.config import LearnConfig, ModelConfig
@@ -34,7 +38,13 @@ def deepspeed_config(learn: LearnConfig, model: ModelConfig) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.microbatch_rows,
         "gradient_accumulation_steps": microbatches // learn.workers,
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {
+            "stage": 3,
+            # By default, layers that are used again within 10⁹ parameters stay whole: all of a small model.
+            "stage3_max_reuse_distance": 0,
+            # Nor may small ones: the whole copy would not see what the optimiser does to the partition.
+            "stage3_param_persistence_threshold": 0,
+        },
     }
     if not learn.gpu:
         # Prefetching hides transfer behind compute on a GPU; on a CPU the two share the same cores.
@@ -58,23 +68,19 @@ class ZeroModel:
         self._partitioning = HfDeepSpeedConfig(config)
         self.module = models.load_model(model)
         self.state, self.layers = install_masks(self.module, gate)
-        self.weights, masters = self._add_logits(config, initial)
+        self._updater = Updater(logit_optimiser(learn.settings), learn.settings.seed)
+        self.weights = self._add_logits(config, initial)
         if learn.activation_checkpointing:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             for block in decoder_blocks(self.module)[1]:
                 block.training = True  # the block alone: dropout modules inside it stay off,
                 for name in [n for n, v in vars(block).items() if "dropout" in n and isinstance(v, float)]:
                     setattr(block, name, 0.0)  # and so do those that it applies itself (OPT)
-        settings = learn.settings
-        self.optimiser = torch.optim.AdamW(
-            self.logits, lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0
-        )
-        self.engine, *_ = deepspeed.initialize(
-            model=self.module, optimizer=self.optimiser, config=config, model_parameters=self.logits
-        )
-        with torch.no_grad():
-            for name, master in masters.items():  # deepspeed made its own from the rounded logits
-                self.local_logits(name).copy_(master)
+        # Without the number type, on which DeepSpeed would insist for the logits, too.
+        config = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
+        self.engine, *_ = deepspeed.initialize(model=self.module, config=config)
+        for number, parameter in enumerate(self.logits):
+            parameter.register_post_accumulate_grad_hook(partial(self._take, number))
 
     @property
     def logits(self) -> list[nn.Parameter]:
@@ -83,80 +89,89 @@ class ZeroModel:
 
     def forward(self, rows: Tensor) -> Tensor:
         """Logits [R, S, V] of rows [R, S]."""
-        return self.engine(input_ids=rows.to(self.engine.device), use_cache=False).logits
+        # Not through the engine, whose hooks refuse a backward pass without an optimiser of its own.
+        return self.module(input_ids=rows.to(self.engine.device), use_cache=False).logits
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Learning rate of the next step."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+    def backward(self, loss: Tensor, step: int, rate: float, microbatch: int, microbatches: int) -> None:
+        """Collective: gradients of ``loss``; with the last of this worker's micro-batches of a step they are applied.
+
+        Args:
+            loss: of this worker's micro-batch number ``microbatch`` out of ``microbatches``.
+            rate: learning rate of the step.
+        """
+        self._updater.begin(step, rate, microbatch, microbatches)
+        (loss / microbatches).backward()
+        # The first layer's input has no gradient, so no hook of DeepSpeed's tells that the layer is through.
+        self.engine.optimizer.partition_all_parameters()
+
+    def _take(self, number: int, parameter: Tensor) -> None:
+        grad, parameter.grad = parameter.grad, None
+        assert grad is not None
+        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        first, last = bounds(grad.numel(), rank, world)
+        flat = grad.view(-1)
+        if world > 1:
+            part = bounds(grad.numel(), 0, world)[1]
+            mine = flat.new_empty(part)
+            torch.distributed.reduce_scatter_tensor(mine, F.pad(flat, (0, part * world - len(flat))))
+            flat = mine[: last - first].div_(world)
+        self._updater.take(number, self._local(_partitioned(parameter)), flat, first)
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape [out, in] of the logits of each layer."""
         return {name: list(_partitioned(layer.logits).ds_shape) for name, layer in self.layers.items()}
 
     def local_logits(self, layer: str) -> Tensor:
-        """This worker's slice of the flattened fp32 logits of a layer, without DeepSpeed's padding."""
-        return self._local(layer, safe_get_local_fp32_param(self.layers[layer].logits))
+        """This worker's slice of the flattened logits of a layer, without DeepSpeed's padding."""
+        return self._local(_partitioned(self.layers[layer].logits))
 
     def shard(self) -> dict[str, Tensor]:
-        """This worker's logits and moments, {layer}.{part} → flat slice."""
+        """This worker's logits and optimiser state, {layer}.{part} → flat slice."""
         parts = {}
-        for name, layer in self.layers.items():
-            parts[f"{name}.logits"] = self.local_logits(name).clone()
-            for part in ("exp_avg", "exp_avg_sq"):
-                state = safe_get_local_optimizer_state(layer.logits, part)
-                parts[f"{name}.{part}"] = self._local(name, state).clone()
+        for number, name in enumerate(self.layers):
+            logits = self.local_logits(name)
+            for part, tensor in {"logits": logits, **self._updater.state(number, logits)}.items():
+                parts[f"{name}.{part}"] = tensor.clone()
         return parts
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""
-        for flat in self.engine.optimizer.fp32_partitioned_groups_flat:
-            self.optimiser.state[flat] = {
-                "step": torch.tensor(float(checkpoint.step)),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for name, layer in self.layers.items():
-            for part in ("exp_avg", "exp_avg_sq"):
-                view = safe_get_local_optimizer_state(layer.logits, part)
-                self._local(name, view).copy_(checkpoint.shard(name, part, rank, world))
-
-    def _local(self, layer: str, padded: Tensor) -> Tensor:
-        first, last = self._bounds(self.layers[layer])
-        return padded.view(-1)[: last - first]
+        for number, name in enumerate(self.layers):
+            for part, tensor in self._updater.state(number, self.local_logits(name)).items():
+                tensor.copy_(checkpoint.shard(name, part, rank, world))
 
     @staticmethod
-    def _bounds(layer: MaskedLinear) -> tuple[int, int]:
-        numel = _partitioned(layer.logits).ds_numel
-        return bounds(numel, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    def _local(parameter: Any) -> Tensor:
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        first, last = bounds(parameter.ds_numel, rank, world)
+        return parameter.ds_tensor.detach().view(-1)[: last - first]
 
-    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> tuple[MaskedWeights, dict[str, Tensor]]:
-        """Totals of the weights, and this worker's slice of the exact first logits of each layer."""
-        numel, norm, masters = 0, 0.0, {}
+    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> MaskedWeights:
+        numel, norm = 0, 0.0
         for number, (name, layer) in enumerate(self.layers.items()):
             with deepspeed.zero.GatheredParameters([layer.weight]):
                 norm += float(torch.linalg.vector_norm(layer.weight.detach().float()))
                 numel += layer.weight.numel()
                 shape = layer.weight.shape
-            with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.bfloat16):
-                layer.logits = _Holder(shape).logits
-            first = initial(number, name)
+            holder = _Holder(shape, self._updater.optimiser.dtype)
+            # As a context, Init of DeepSpeed 0.19 makes bfloat16 of everything on a CPU, whatever dtype it is given.
+            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+            layer.logits = holder.logits
             with deepspeed.zero.GatheredParameters([layer.logits], modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
-                    layer.logits.data.copy_(first)
-            masters[name] = first.view(-1)[slice(*self._bounds(layer))].clone()
-        return MaskedWeights(numel, norm), masters
+                    layer.logits.data.copy_(initial(number, name))
+        return MaskedWeights(numel, norm)
 
 
-def _partitioned(parameter: nn.Parameter) -> Any:
+def _partitioned(parameter: Tensor) -> Any:
     """The parameter with the attributes ``ds_…`` that DeepSpeed gave it."""
     return parameter
 
 
 class _Holder(nn.Module):
-    """``zero.Init`` partitions the parameters of a module when its constructor ends."""
+    """What ``zero.Init`` takes: a module with the parameter to partition."""
 
-    def __init__(self, shape: torch.Size) -> None:
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
+        self.logits = nn.Parameter(torch.empty(shape, dtype=dtype))

@@ -1,0 +1,188 @@
+"""Optimisers of the logits: formulas in float64, rounding that keeps means, bytes, and slices that add up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leap_kernels.mask_ops import random_words
+
+from leap.optimisers import Updater, logit_optimiser, pack_moments, round_to_bf16, unpack_moments
+from leap.settings import LearnSettings
+
+NAMES = ("adam", "adam8bit", "adam8bit-bf16")
+BASE = LearnSettings(steps=100)
+UNIT = 0.1 / math.sqrt(0.05 * (1 - 0.81 / 0.95)) / 31
+
+
+def words(count: int, step: int = 0) -> torch.Tensor:
+    return random_words(count, seed=5, layer=1, step=step)
+
+
+def updater(name: str) -> Updater:
+    return Updater(logit_optimiser(replace(BASE, optimiser=name)), seed=3)
+
+
+def run(name: str, grads: list[torch.Tensor], first: torch.Tensor, rate: float = 0.01, offset: int = 0):
+    """(logits, state) after one step with each of ``grads``."""
+    up = updater(name)
+    logits = first.to(up.optimiser.dtype, copy=True)
+    for step, grad in enumerate(grads):
+        up.begin(step, rate, 0, 1)
+        up.take(2, logits, grad.to(logits.dtype).clone(), offset)
+    return logits, up.state(2, logits)
+
+
+def adam64(grads: list[torch.Tensor], first: torch.Tensor, rate: float = 0.01) -> torch.Tensor:
+    """Algorithm 1 of arXiv 1412.6980."""
+    p = first.double().clone()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t, grad in enumerate(grads, start=1):
+        m, v = 0.9 * m + 0.1 * grad.double(), 0.95 * v + 0.05 * grad.double() ** 2
+        p -= rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+    return p
+
+
+def grads_of(count: int, steps: int, seed: int = 0) -> list[torch.Tensor]:
+    """Gradients whose sizes spread over six orders of magnitude, as those of saturated gates do."""
+    g = torch.Generator().manual_seed(seed)
+    size = 10 ** (-6 * torch.rand(count, generator=g))
+    return [size * (0.3 + torch.randn(count, generator=g)) for _ in range(steps)]
+
+
+def test_adam_is_the_published_algorithm():
+    grads, first = grads_of(500, 20), torch.randn(500)
+    logits, _ = run("adam", grads, first)
+    torch.testing.assert_close(logits.double(), adam64(grads, first), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_eight_bits_follow_adam_and_are_off_in_no_direction(name):
+    count, steps, rate = 40_000, 40, 0.01
+    grads, first = grads_of(count, steps), torch.zeros(count)
+    error = (run(name, grads, first, rate)[0].double() - adam64(grads, first, rate)) / rate
+    # In units of the rate: forty updates of at most about one each.
+    assert float(error.std()) < 1.0
+    assert abs(float(error.mean())) < 0.03
+    assert float(adam64(grads, first, rate).div(rate).std()) > 3
+
+
+def pack64(m: float, v: float, word: int) -> int:
+    """The packed format, one element at a time."""
+    grid = [0.0] + [2.0 ** (-68 + (c - 1) / 12) for c in range(1, 1024)]
+    low = max(c for c, value in enumerate(grid) if value <= v)
+    up = low < 1023 and (v - grid[low]) / (grid[low + 1] - grid[low]) > ((word & 255) + 0.5) / 256
+    code = low + up
+    multiple = 0
+    if grid[code] > 0:
+        exact = m / (math.sqrt(grid[code]) * UNIT) + ((word >> 8 & 255) + 0.5) / 256
+        multiple = min(31, max(-31, math.floor(exact)))
+    return code * 64 + multiple + 32 - 32768
+
+
+def test_the_packed_format_is_that_of_the_formula():
+    g = torch.Generator().manual_seed(1)
+    v = torch.cat([10 ** (-23 + 28 * torch.rand(3000, generator=g)), torch.zeros(5), torch.full((5,), 1e9)])
+    m = v.sqrt() * (torch.rand(len(v), generator=g) * 2.4 - 1.2)
+    w = words(len(v))
+    ours = pack_moments(m, v, UNIT, w)
+    theirs = torch.tensor([pack64(float(a), float(b), int(c)) for a, b, c in zip(m, v, w, strict=True)])
+    # fp32 logarithms put a value within rounding error of a grid point on its other side: the neighbour, equally near.
+    assert (ours.int() == theirs).float().mean() > 0.999
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-60, 15), st.floats(-1.1, 1.1))
+def test_rounding_keeps_the_means(exponent, multiple):
+    count = 4096
+    v = torch.full((count,), 2.0**exponent)
+    m = v.sqrt() * multiple
+    m_back, v_back = unpack_moments(pack_moments(m, v, UNIT, words(count)), UNIT)
+    assert float(v_back.max() / v_back.min()) < 2 ** (1.01 / 12), "one of two neighbours"
+    assert float(v_back.mean() / v[0]) == pytest.approx(1, abs=5 * 0.06 / math.sqrt(count) + 1e-4)
+    slack = 5 * 0.04 / math.sqrt(count) + 4e-4  # rounded by a byte, so in steps of 1/256
+    assert float((m_back / v.sqrt()).mean()) == pytest.approx(multiple, abs=slack + 0.04 * 2**-8)
+    x = torch.full((count,), multiple)
+    rounded = round_to_bf16(x, words(count, 1)).float()
+    assert len(rounded.unique()) <= 2
+    assert float(rounded.mean()) == pytest.approx(multiple, abs=5 * 2**-8 / math.sqrt(count) * abs(multiple) + 1e-38)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_descends(name):
+    target = torch.randn(3000, generator=torch.Generator().manual_seed(4))
+    up = updater(name)
+    logits = torch.zeros(3000, dtype=up.optimiser.dtype)
+    for step in range(100):
+        up.begin(step, 0.1 * (1 - step / 100), 0, 1)
+        up.take(0, logits, ((logits.float() - target) * 1e-4).to(logits.dtype))
+    assert float((logits.float() - target).square().mean()) < 1e-3
+
+
+def test_bf16_logits_do_not_stall_where_nearest_values_would():
+    first = torch.full((2000,), 1.0)
+    logits, _ = run("adam8bit-bf16", [torch.ones(2000)] * 30, first, rate=1e-4)
+    assert float(logits.float().mean()) == pytest.approx(1 - 30e-4, abs=4e-4)
+    assert torch.equal(first.bfloat16() - 1e-4, first.bfloat16()), "nearest values would not move"
+
+
+@pytest.mark.parametrize(("name", "size"), [("adam", 12), ("adam8bit", 6), ("adam8bit-bf16", 4)])
+def test_bytes_per_logit(name, size):
+    logits, state = run(name, grads_of(1000, 1), torch.zeros(1000))
+    assert sum(t.numel() * t.element_size() for t in (logits, *state.values())) == 1000 * size
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cut", [1, 333, 70_001])
+def test_slices_add_up_to_the_whole_bit_for_bit(name, cut):
+    count = 70_100
+    grads, first = grads_of(count, 3), torch.randn(count, generator=torch.Generator().manual_seed(2))
+    whole, whole_state = run(name, grads, first)
+    parts = [run(name, [g[a:b] for g in grads], first[a:b], offset=a) for a, b in ((0, cut), (cut, count))]
+    assert torch.equal(torch.cat([logits for logits, _ in parts]), whole)
+    for key, value in whole_state.items():
+        assert torch.equal(torch.cat([state[key] for _, state in parts]), value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_continued_from_its_state_it_is_bitwise_the_same(name):
+    grads, first = grads_of(999, 6), torch.zeros(999)
+    whole, _ = run(name, grads, first)
+    half, state = run(name, grads[:3], first)
+    resumed = updater(name)
+    for key, value in resumed.state(2, half).items():
+        value.copy_(state[key])
+    for step, grad in enumerate(grads[3:], start=3):
+        resumed.begin(step, 0.01, 0, 1)
+        resumed.take(2, half, grad.to(half.dtype).clone())
+    assert torch.equal(half, whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up(name):
+    grads = [torch.full((4000,), 1.0), *[torch.full((4000,), 2.0**-9)] * 64]
+    up = updater(name)
+    logits = torch.zeros(4000, dtype=up.optimiser.dtype)
+    for number, grad in enumerate(grads):
+        up.begin(0, 0.5, number, len(grads))
+        up.take(0, logits, grad.to(logits.dtype).clone())
+        assert bool(logits.any()) == (number == len(grads) - 1)
+    single = updater("adam")
+    single.begin(0, 0.5, 0, 1)
+    expected = torch.zeros(4000)
+    single.take(0, expected, torch.full((4000,), 1 + 2.0**-3))
+    torch.testing.assert_close(logits.float(), expected, rtol=0.01, atol=0)
+    second_moment = next(reversed(up.state(0, logits).values()))
+    v = second_moment if name == "adam" else unpack_moments(second_moment, UNIT)[1]
+    assert float(v.mean()) == pytest.approx(0.05 * 1.125**2, rel=0.01), "bf16 sums to nearest would stay at 1"
+
+
+def test_betas_that_eight_bits_cannot_hold_are_refused():
+    for betas in ((0.9, 0.999), (0.99, 0.95)):
+        with pytest.raises(ValueError, match="adam8bit"):
+            LearnSettings(optimiser="adam8bit", betas=betas)
+        LearnSettings(optimiser="adam", betas=betas)
