@@ -140,6 +140,17 @@ class ClozeConfig(Section):
     """Tokens of each continuation."""
 
 
+class SamplesConfig(Section):
+    prompts: int = Field(default=3, gt=0)
+    """Beginnings of documents of the first evaluation text that are continued."""
+    prompt_tokens: int = Field(default=32, gt=0)
+    """Tokens of such a beginning."""
+    new_tokens: int = Field(default=48, gt=0)
+    """Tokens to generate after it."""
+    temperature: float = Field(default=0.8, gt=0)
+    """Temperature of the sampling, whose seed is the same for all variants."""
+
+
 class EvaluateConfig(Section):
     batch_rows: int = Field(default=8, gt=0)
     """Rows in one forward pass for perplexity."""
@@ -157,6 +168,8 @@ class EvaluateConfig(Section):
     """Sequences in one forward pass of a task."""
     cloze: ClozeConfig | None = None
     """Build and run a cloze task from the first evaluation text."""
+    samples: SamplesConfig | None = SamplesConfig()
+    """Text that every variant generates, for the report; null: none."""
 
     def documents_for(self, task: str) -> int | None:
         """Documents of a task by its name, or by a path that ends in it."""
@@ -177,6 +190,12 @@ class TrackingConfig(Section):
     """MLflow tracking URI; none: SQLite beside the runs."""
     experiment: str = "leap"
     """MLflow experiment."""
+    register_as: str | None = Field(default=None, min_length=1, pattern=r"^[^/:]+$")
+    """Name in MLflow's model registry: the best variant of each sparsity becomes a version of it; none: no versions.
+
+    "Best" is the lowest perplexity on the first evaluation text. The best of all versions measured on the same text
+    has the alias best-SPARSITY, such as best-50 for 50 %.
+    """
 
 
 class RunConfig(Section):

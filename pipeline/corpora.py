@@ -49,7 +49,7 @@ def expand(config: CorpusConfig) -> list[str] | None:
     for file in files:
         if not file.endswith(_READABLE):
             raise UserError(f"source: cannot read {file}; known types: {', '.join(_READABLE)}")
-    kinds = {_kind(file) for file in files}
+    kinds = {kind(file) for file in files}
     if len(kinds) > 1:
         raise UserError(f"source: files of one type, please, not {', '.join(sorted(kinds))} together")
     return files
@@ -64,9 +64,10 @@ def _sources(config: CorpusConfig) -> list[str]:
     return [config.source] if isinstance(config.source, str) else list(config.source)
 
 
-def _kind(file: str) -> str:
-    kind = file.removesuffix(".gz").rsplit(".", 1)[-1]
-    return "jsonl" if kind == "json" else kind  # both hold one record per line
+def kind(file: str) -> str:
+    """txt, jsonl or parquet."""
+    ending = file.removesuffix(".gz").rsplit(".", 1)[-1]
+    return "jsonl" if ending == "json" else ending  # both hold one record per line
 
 
 def describe(config: CorpusConfig) -> str:
@@ -97,10 +98,10 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
         return _read_embedded(config.share, shards)
     if files is None:
         return _read_hub(config, trust_remote_code)
-    kind = _kind(files[0])
-    if kind == "parquet":
+    form = kind(files[0])
+    if form == "parquet":
         data = ray.data.read_parquet(files, columns=[config.text_field], override_num_blocks=shards)
-    elif kind == "txt":
+    elif form == "txt":
         data = ray.data.read_binary_files(files, override_num_blocks=len(files)).flat_map(_paragraphs)
         return data.repartition(shards)
     else:
@@ -121,8 +122,12 @@ def _rename(batch: dict[str, np.ndarray], field: str) -> dict[str, np.ndarray]:
 
 def _paragraphs(row: dict[str, Any]) -> list[dict[str, str]]:
     """A text file's documents: what stands between blank lines."""
-    text = row["bytes"].decode("utf-8", errors="replace").replace("\r\n", "\n")
-    return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
+    return [{"text": text} for text in paragraphs(row["bytes"].decode("utf-8", errors="replace"))]
+
+
+def paragraphs(text: str) -> list[str]:
+    """What stands between blank lines."""
+    return [part.strip() for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
 
 
 def _docstrings(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -107,6 +107,11 @@ def evaluate_seconds(config: RunConfig, work: Measurement, sizes: Sizes, cpu: fl
     elif work.subject == "cloze" and config.evaluate.cloze:
         cloze = config.evaluate.cloze
         tokens = cloze.questions * 4 * (cloze.context_tokens + cloze.continuation_tokens)
+    elif work.kind == "samples" and config.evaluate.samples:
+        samples = config.evaluate.samples
+        tokens = samples.prompts * (samples.prompt_tokens + samples.new_tokens)
+    elif work.kind == "map":
+        tokens = 0
     else:
         documents = config.evaluate.documents_for(work.subject)
         tokens = documents * _parts(work.spec) * _TASK_TOKENS if documents else None

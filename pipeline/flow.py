@@ -13,12 +13,13 @@ from typing import Any
 import ray
 import torch
 
+from pipeline import records
 from pipeline.errors import UserError
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
 from pipeline.progress import Board, Console, TrainingProgress
-from pipeline.stages import calibrate, evaluate, harden, learn, prior
+from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
 
@@ -37,6 +38,7 @@ class Flow:
 
     def __init__(self, plan: Plan, console: Console, run: Run) -> None:
         self.plan, self.console, self._run = plan, console, run
+        self._stage_run = run
         self.timings: list[dict[str, Any]] = []
         self.started = time.time()
 
@@ -55,15 +57,15 @@ class Flow:
             ("harden", self._harden),
             ("evaluate", self._evaluate),
         ):
-            began = time.time()
-            step()
-            self.console.say(f"{title} done in {time.time() - began:.1f} s")
+            with self.console.stage(title), self._run.child(title, {"stage": title}) as self._stage_run:
+                step()
 
     def _note(self, stage: StageDir, cached: bool) -> None:
-        manifest = stage.manifest() or {}
-        self.timings.append({"name": stage.name, "seconds": manifest.get("seconds", 0.0), "cached": cached})
+        seconds = (stage.manifest() or {}).get("seconds", 0.0)
+        self.timings.append({"name": stage.name, "seconds": seconds, "cached": cached})
+        self._stage_run.log_metrics({f"seconds.{stage.item or stage.stage}": seconds})
         if not cached:
-            self.console.say(f"  {stage.name}  {manifest.get('seconds', 0.0):.1f} s")
+            self.console.say(f"  {stage.name}  {seconds:.1f} s", "finished", item=stage.name, seconds=seconds)
 
     def _cached(self, stage: StageDir) -> bool:
         if stage.manifest() is None:
@@ -84,15 +86,14 @@ class Flow:
                 key = f"evaluation.{role}" if role in config.data.evaluation else role
                 raise UserError(f"data.{key}.{error}") from error
             self._note(stage, cached=False)
-            with self._run.child(stage.name, {"stage": "calibrate"}) as child:
-                child.log_params({"source": facts["source"], "fingerprint": stage.key})
-                child.log_metrics({k: v for k, v in facts.items() if isinstance(v, int | float)})
+            self._stage_run.log_metrics({f"tokens_per_second.{role}": facts["tokens_per_second"]})
             self.console.say(
                 f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "
                 f"{facts['context_length']}, {facts['tokens_per_second']:.0f} tokens/s"
             )
+        records.log_inputs(self._run, self.plan)
 
-    def _fan_out(self, work: Iterable[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]]) -> None:
+    def _fan_out(self, title: str, work: Iterable[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]]) -> None:
         """Run independent work as Ray tasks, as many at a time as there are CPUs (or GPUs, if learning has any)."""
         running = {}
         gpus = 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
@@ -107,18 +108,26 @@ class Flow:
                 stage = running.pop(reference)
                 _get(reference)
                 self._note(stage, cached=False)
-            self.console.live(f"  {total - len(running)}/{total} done")
+            self.console.progress(title, total - len(running), total, "done")
 
     def _priors(self) -> None:
         config = self.plan.config
         rows = self.plan.corpora["calibration"][0]
         self._fan_out(
-            (stage, prior.run, (method, sparsity, config.prior, config.model, rows, config.seed))
-            for (method, sparsity), stage in self.plan.priors.items()
+            "prior",
+            (
+                (stage, prior.run, (method, sparsity, config.prior, config.model, rows, config.seed))
+                for (method, sparsity), stage in self.plan.priors.items()
+            ),
         )
 
     def _learn(self) -> None:
-        waiting = [work for work in self.plan.learns if not self._cached(work.stage)]
+        waiting = []
+        for work in self.plan.learns:
+            if self._cached(work.stage):
+                _log_finished(self._stage_run, work)
+            else:
+                waiting.append(work)
         cpus = ray.cluster_resources().get("CPU", 1)
         running: list[_Learning] = []
         while waiting or running:
@@ -128,7 +137,7 @@ class Flow:
                 cost = waiting[0].config.workers * waiting[0].config.threads
                 if running and (waiting[0].config.gpu or used + cost > cpus):
                     break
-                running.append(_Learning(self.plan, waiting.pop(0), self.console, self._run))
+                running.append(_Learning(self.plan, waiting.pop(0), self.console, self._stage_run))
             time.sleep(0.2)
             for learning in list(running):
                 if learning.poll():
@@ -139,28 +148,34 @@ class Flow:
         config = self.plan.config
         rows = self.plan.corpora["calibration"][0]
         self._fan_out(
+            "reconstruct",
             (
-                work.stage,
-                prior.reconstruct,
                 (
-                    work.learned.stage,
-                    work.learned.sparsity,
-                    work.learned.config.settings.scope,
-                    config.prior,
-                    config.model,
-                    rows,
-                    config.seed,
-                ),
-            )
-            for work in self.plan.reconstructions
+                    work.stage,
+                    prior.reconstruct,
+                    (
+                        work.learned.stage,
+                        work.learned.sparsity,
+                        work.learned.config.settings.scope,
+                        config.prior,
+                        config.model,
+                        rows,
+                        config.seed,
+                    ),
+                )
+                for work in self.plan.reconstructions
+            ),
         )
 
     def _harden(self) -> None:
         config = self.plan.config
         self._fan_out(
-            (v.export, harden.run, (config.model, v.method, v.sparsity, v.scope, v.made_by))
-            for v in self.plan.variants
-            if v.export
+            "harden",
+            (
+                (v.export, harden.run, (config.model, v.method, v.sparsity, v.scope, v.made_by))
+                for v in self.plan.variants
+                if v.export
+            ),
         )
 
     def _evaluate(self) -> None:
@@ -174,15 +189,24 @@ class Flow:
                 raise UserError(f"evaluate.cloze: {error}") from error
             self._note(self.plan.cloze, cached=False)
         work: list[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]] = []
+        first_text = self.plan.corpora[next(iter(config.data.evaluation), "heldout")][0]
         for m in self.plan.measurements:
-            if m.kind == "perplexity":
-                rows = self.plan.corpora[m.subject][0]
-                on_text = (config.model, m.variant.export, rows, config.evaluate.batch_rows)
-                work.append((m.stage, evaluate.perplexity, on_text))
-            else:
-                on_task = (config.model, m.variant.export, m.spec, config.evaluate, config.seed)
-                work.append((m.stage, evaluate.zero_shot, on_task))
-        self._fan_out(work)
+            export = m.variant.export
+            match m.kind:
+                case "perplexity":
+                    rows = self.plan.corpora[m.subject][0]
+                    work.append(
+                        (m.stage, evaluate.perplexity, (config.model, export, rows, config.evaluate.batch_rows))
+                    )
+                case "task":
+                    on_task = (config.model, export, m.spec, config.evaluate, config.seed)
+                    work.append((m.stage, evaluate.zero_shot, on_task))
+                case "samples":
+                    on_rows = (config.model, export, first_text, config.evaluate.samples, config.seed)
+                    work.append((m.stage, evaluate.samples, on_rows))
+                case "map":
+                    work.append((m.stage, mask_map.run, (export,)))
+        self._fan_out("evaluate", work)
 
 
 class _Learning:
@@ -192,10 +216,9 @@ class _Learning:
         config = plan.config
         self.work = work
         settings = work.config.settings
-        self._run = run.child(
-            work.stage.name, {"stage": "learn", "method": work.name, "sparsity": f"{work.sparsity:g}"}
-        )
-        self._run.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
+        self._run = _learning_run(run, work)
+        # Steps that are done again after a kill are known already.
+        self._logged = self._run.last_step
         self._board = Board.remote()  # type: ignore[attr-defined]
         self._progress = TrainingProgress(
             console,
@@ -232,7 +255,8 @@ class _Learning:
                 self._error = event
             elif "loss" in event:
                 self._progress.show(event)
-                self._run.log_metrics({k: v for k, v in event.items() if k != "step"}, step=int(event["step"]))
+                if event["step"] > self._logged:
+                    self._run.log_metrics({k: v for k, v in event.items() if k != "step"}, step=int(event["step"]))
         if not finished:
             return False
         _get(self._future)
@@ -248,6 +272,27 @@ class _Learning:
         self._run.end()
         ray.kill(self._board)
         return True
+
+
+def _learning_run(run: Run, work: LearnWork) -> Run:
+    """The tracker's run of a learning run, below that of its stage."""
+    child = run.child(work.stage.name, records.learn_tags(work))
+    child.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
+    return child
+
+
+def _log_finished(run: Run, work: LearnWork) -> None:
+    """Record the curves of a learning run that an earlier pipeline run finished."""
+    with _learning_run(run, work) as child:
+        history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
+        if child.last_step < history[-1]["step"]:
+            # What is measured now and then, and what is measured at each step.
+            watched = [step for step in history if "mask_loss.hard" in step]
+            for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
+                if steps:
+                    names = [name for name in steps[0] if name != "step"]
+                    curves = {name: [step[name] for step in steps] for name in names}
+                    child.log_series([int(step["step"]) for step in steps], curves)
 
 
 def _get(reference: Any) -> Any:
@@ -290,9 +335,14 @@ def start_ray() -> None:
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
             **quiet,
         )
-    # After ray.init, which sets a handler of its own: a terminated run ends like an interrupted one.
+    end_in_order_when_terminated()  # again: ray.init sets a handler of its own
+
+
+def end_in_order_when_terminated() -> None:
+    """Make SIGTERM end the run as Ctrl-C does; once, so that a second one does not cut the ending short."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(f"terminated by {signal.Signals(number).name}")

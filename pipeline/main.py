@@ -5,34 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import time
 import warnings as python_warnings
-from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console as RichConsole
 
-from pipeline import preflight
+from pipeline import preflight, records
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, resources, start_ray
-from pipeline.plan import make_plan
-from pipeline.progress import Console
-from pipeline.reporting import make_figures, print_report, result_rows, write_page
+from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources, start_ray
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import Console, Mode
+from pipeline.reporting import RunResults, make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
-from pipeline.storage import fingerprint
-from pipeline.tracking.factory import make_tracker
+from pipeline.tracking import Run, make_tracker
+from pipeline.tracking.system import SystemMetrics
 
 
-def prune(config: RunConfig, quiet: bool = False) -> None:
+def prune(config: RunConfig, mode: Mode = "lines") -> None:
     """Run a recipe; what an earlier run finished is not done again.
 
     Raises:
         UserError: wrong input, before anything is started where that can be known.
+        KeyboardInterrupt: the run was interrupted or terminated; its records say so.
     """
+    end_in_order_when_terminated()
     python_warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     began = time.time()
@@ -49,22 +50,19 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
 
     # The run's own records are local even where its results go to an object store.
     directory = Path(plan.directory if "://" not in plan.directory else f"runs/{config.name}").expanduser()
-    console = Console(directory / "run.log", quiet)
-    for text in warnings:
-        console.warn(text)
-    console.say(
-        f"recipe {config.name}: {config.model.source}, {sizes.parameters:,} parameters, {sizes.prunable:,} prunable, "
-        f"sparsities {', '.join(f'{s:g}' for s in config.sparsities)}; started in {time.time() - began:.1f} s"
-    )
     tracker = make_tracker(config.tracking.uri, config.tracking.experiment, directory)
-    tags = {
-        "recipe": config.name,
-        "model": config.model.source,
-        "fingerprint": fingerprint(config),
-        "seed": str(config.seed),
-        "git_commit": _commit(),
-    }
-    with tracker.start_run(f"{config.name}-{fingerprint(config)[:8]}", tags=tags) as run:
+    with ExitStack() as stack:
+        console = stack.enter_context(Console(directory / "run.log", mode))
+        for text in warnings:
+            console.warn(text)
+        console.say(
+            f"recipe {config.name}: {config.model.source}, {sizes.parameters:,} parameters, {sizes.prunable:,} "
+            f"prunable, sparsities {', '.join(f'{s:g}' for s in config.sparsities)}; "
+            f"started in {time.time() - began:.1f} s"
+        )
+        run = stack.enter_context(tracker.start_run(records.run_name(config), tags=records.tags(plan)))
+        if config.tracking.uri != "none":
+            stack.enter_context(SystemMetrics(run))
         run.log_params(config.model_dump(mode="json"))
         run.log_dict(config.model_dump(mode="json"), "recipe.json")
         run.log_dict(preflight.environment(), "environment.json")
@@ -73,46 +71,42 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
             flow.execute()
         except TrainingError as error:
             raise UserError(str(error)) from error
-        reported = time.time()
-        results = collect(plan, sizes, flow.timings, warnings)
-        results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
-        results["tracking"] = cast(Tracking, tracker.info())
-        for variant in results["variants"]:
-            with run.child(variant["name"], {"stage": "variant", "method": variant["method"]}) as child:
-                child.log_params({k: variant.get(k) for k in ("method", "target_sparsity", "scope", "weights_changed")})
-                child.log_metrics(_metrics(variant))
-        run.log_table(result_rows(results), "results.csv")
-        run.log_dict(results, "results.json")
-        (directory / "results.json").write_text(json.dumps(results, indent=1))
-        figures = make_figures(results)
-        for name, figure in figures.items():
-            run.log_figure(figure, f"{name.replace('/', '-')}.png")
-        page = write_page(results, figures, directory / "report.html")
-        run.log_artifact(page, "")
-        console.say(f"report done in {time.time() - reported:.1f} s")
+        with console.stage("report"):
+            results = collect(plan, sizes, flow.timings, warnings)
+            results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
+            results["tracking"] = cast(Tracking, tracker.info())
+            page = _report(plan, results, run, directory)
+    _tell(results, page, tracker.summary(), time.time() - began, console)
+
+
+def _report(plan: Plan, results: RunResults, run: Run, directory: Path) -> Path:
+    """Write the results as JSON and as a page, and record them."""
+    rows: dict[str, Any] = {row["name"]: row for row in results["variants"]}
+    for variant in plan.variants:
+        records.log_variant(run, plan, variant, rows[variant.name])
+    records.log_models(run, plan, rows)
+    run.log_table(result_rows(results), "results.csv")
+    run.log_dict(results, "results.json")
+    (directory / "results.json").write_text(json.dumps(results, indent=1))
+    figures = make_figures(results)
+    for name, figure in figures.items():
+        run.log_figure(figure, f"figures/{name.replace('/', '-')}.png")
+    page = write_page(results, figures, directory / "report.html")
+    run.log_artifact(page, "")
+    return page
+
+
+def _tell(results: RunResults, page: Path, places: list[str], seconds: float, console: Console) -> None:
+    """The end of a run on the terminal."""
+    tracking = results.get("tracking", {})
+    if console.mode == "json":
+        rows = result_rows(results)
+        console.emit("result", seconds=seconds, report=str(page.resolve()), variants=rows, tracking=tracking)
+        return
     print_report(results, RichConsole())
-    seconds = time.time() - began
     print(f"\nFinished in {int(seconds) // 60} min {int(seconds) % 60} s.")
     print(f"Report: {page.resolve()}")
-    for line in tracker.summary():
+    for line in places:
         print(line)
-    info = tracker.info()
-    if "ui_command" in info:
-        print(f"Compare runs: {info['ui_command']}")
-
-
-def _metrics(variant: Mapping[str, Any]) -> dict[str, float]:
-    metrics = {"real_sparsity": variant["real_sparsity"], "seconds": variant.get("seconds", 0.0)}
-    for text, found in variant["perplexity"].items():
-        metrics |= {f"perplexity.{text}": found["perplexity"], f"stderr_nll.{text}": found["stderr_nll"] or 0.0}
-    for task, found in variant["tasks"].items():
-        metrics |= {f"acc.{task}": found["acc"], f"acc_stderr.{task}": found["acc_stderr"] or 0.0}
-    if variant["mean_accuracy"]:
-        metrics |= {"acc.mean": variant["mean_accuracy"]["acc"], "acc_stderr.mean": variant["mean_accuracy"]["stderr"]}
-    return metrics
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[1]
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    if "ui_command" in tracking:
+        print(f"Compare runs: {tracking['ui_command']}")

@@ -15,7 +15,7 @@ from pipeline import corpora, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.paths import expand_variables
-from pipeline.stages import calibrate, evaluate, harden, learn, prior
+from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
@@ -62,7 +62,7 @@ class Measurement:
     stage: StageDir
     variant: Variant
     kind: str
-    """``perplexity`` or ``task``."""
+    """``perplexity``, ``task``, ``samples`` (generated text) or ``map`` (of where the mask has its zeros)."""
     subject: str
     """Name of the text or the task."""
     spec: str = ""
@@ -93,6 +93,12 @@ class Plan:
             *([self.cloze] if self.cloze else []),
             *(m.stage for m in self.measurements),
         ]
+
+    def learned(self, variant: Variant) -> LearnWork | None:
+        """The learning run that a variant's mask comes from, if it was learned."""
+        origins = {work.stage: work for work in self.learns}
+        origins |= {work.stage: work.learned for work in self.reconstructions}
+        return origins.get(variant.made_by) if variant.made_by else None
 
     @property
     def directory(self) -> str:
@@ -189,6 +195,13 @@ def _plan_measurements(plan: Plan, place: Callable[..., StageDir], model: list[s
             key = [evaluate.VERSION, model, origin, stage.key, settings.batch_rows]
             where = place("evaluate", f"{variant.name}.{text}", *key)
             plan.measurements.append(Measurement(where, variant, "perplexity", text))
+        if settings.samples and config.data.evaluation:
+            key = [model, origin, plan.corpora[_first_text(config)][0].key, settings.samples, config.seed]
+            where = place("evaluate", f"{variant.name}.samples", evaluate.VERSION, *key)
+            plan.measurements.append(Measurement(where, variant, "samples", "samples"))
+        if variant.export:
+            where = place("evaluate", f"{variant.name}.map", mask_map.VERSION, origin)
+            plan.measurements.append(Measurement(where, variant, "map", "map"))
         for name, (spec, key) in tasks.items():
             limits = [settings.documents_for(name), settings.skip_first, config.seed]
             where = place("evaluate", f"{variant.name}.{name}", evaluate.VERSION, model, origin, key, limits)

@@ -12,11 +12,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from leap.layerwise import METHODS
-from pipeline import corpora, models
+from pipeline import corpora, local_text, models
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
+
+#: Text of local files up to this size is counted before a run, until there is enough: a few seconds at most.
+COUNTED_BYTES = 16 * 2**20
 
 
 def check(plan: Plan) -> tuple[Sizes, list[str]]:
@@ -42,6 +45,7 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     if config.evaluate.cloze and not config.data.evaluation:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
     warnings = _corpora(plan) + _tasks(config)
+    _texts(plan, tokenizer)
     sizes = measure(config)
     _disk(plan, sizes)
     return sizes, warnings
@@ -59,6 +63,31 @@ def _corpora(plan: Plan) -> list[str]:
         for role, (_, corpus, _) in plan.corpora.items()
         if corpora.uses_fallback(corpus)
     ]
+
+
+def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that local files have the field of the documents, and small ones enough tokens."""
+    config, length = plan.config, plan.config.data.context_length
+    for role, (stage, corpus, _) in plan.corpora.items():
+        files = corpora.expand(corpus)
+        if not files or stage.manifest() is not None or any("://" in file for file in files):
+            continue
+        key = f"data.{corpus_key(config, role)}"
+        try:
+            local_text.check_field(files[0], corpus.text_field)
+            if sum(os.stat(file).st_size for file in files) > COUNTED_BYTES:
+                continue
+            wanted = -(-corpus.tokens // length) * length
+            documents, tokens = local_text.count(files, corpus, tokenizer, enough=wanted)
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from error
+        if tokens < wanted:
+            share = "" if corpus.share == (0, 100) else f" in its share {list(corpus.share)}"
+            raise UserError(
+                f"{key}.tokens: {corpora.describe(corpus)} has {tokens} tokens in {documents} documents{share}, fewer "
+                f"than the {corpus.tokens} asked for"
+                + (f" in whole rows of {length}" if tokens >= corpus.tokens else "")
+            )
 
 
 def _tasks(config: RunConfig) -> list[str]:

@@ -8,11 +8,12 @@ import time
 from typing import Any, cast
 
 from pipeline import preflight
+from pipeline.estimate import training_tokens
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.plan import Plan, Variant
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
-from pipeline.stages import evaluate, harden
+from pipeline.stages import evaluate, harden, mask_map
 from pipeline.storage import StageDir
 
 
@@ -46,6 +47,7 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
         "method": variant.method,
         "target_sparsity": variant.sparsity,
         "real_sparsity": 0.0,
+        "training_tokens": _training_tokens(plan, variant),
         "scope": variant.scope,
         "weights_changed": False,
         "perplexity": {},
@@ -64,8 +66,13 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     for m in plan.measurements:
         if m.variant is not variant:
             continue
+        if m.kind == "map":
+            row["mask_map"] = mask_map.densities(m.stage)
+            continue
         found = evaluate.result(m.stage)
-        if m.kind == "perplexity":
+        if m.kind == "samples":
+            row["samples"] = found
+        elif m.kind == "perplexity":
             row["perplexity"][m.subject] = {
                 "perplexity": found["perplexity"],
                 "stderr_nll": found["nll_stderr"] or 0.0,
@@ -83,6 +90,12 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
         mean = sum(task["acc"] for task in row["tasks"].values()) / len(errors)
         row["mean_accuracy"] = {"acc": mean, "stderr": math.sqrt(sum(e * e for e in errors)) / len(errors)}
     return row
+
+
+def _training_tokens(plan: Plan, variant: Variant) -> int:
+    """Tokens that the mask was learned from; zero where it was not learned."""
+    work = plan.learned(variant)
+    return training_tokens(plan.config, work.config) if work else 0
 
 
 def _seconds(plan: Plan, made_by: StageDir) -> float:

@@ -39,7 +39,16 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--recipe", required=True, help="name of a recipe, or a .yaml file")
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
         if name == "run":
-            command.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+            told = command.add_mutually_exclusive_group()
+            told.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+            told.add_argument("--json", action="store_true", help="print JSON lines: progress, warnings, the result")
+    compare = commands.add_parser("compare", help="print the variants of all runs side by side; write it as HTML too")
+    compare.add_argument("filter", nargs="?", default="", help="MLflow's filter, such as \"tags.model = 'nano'\"")
+    compare.add_argument("--experiment", default="leap", help="MLflow experiment")
+    sync = commands.add_parser("sync", help="upload what a tracking server missed; again uploads nothing twice")
+    for command in (compare, sync):
+        command.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of the runs")
+        command.add_argument("--uri", help="MLflow tracking URI; by default the runs' own")
     commands.add_parser("recipes", help="list the recipes", description="list the recipes")
     commands.add_parser("fields", help="list all fields of a recipe with their defaults and meaning")
     return top
@@ -57,6 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline.describe import list_fields
 
             list_fields()
+        elif args.command == "compare":
+            from pipeline.compare import compare
+
+            compare(args.filter, args.runs, args.uri, args.experiment)
+        elif args.command == "sync":
+            from pipeline.compare import upload
+
+            return upload(args.runs, args.uri)
         elif args.command == "plan":
             from pipeline.describe import show_plan
             from pipeline.recipe import load
@@ -64,9 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(load(args.recipe, args.overrides))
         else:
             from pipeline.main import prune
+            from pipeline.progress import mode_for
             from pipeline.recipe import load
 
-            prune(load(args.recipe, args.overrides), quiet=args.quiet)
+            prune(load(args.recipe, args.overrides), mode_for(args.quiet, args.json))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

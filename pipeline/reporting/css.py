@@ -50,6 +50,14 @@ td .best { font-weight: 680; }
 figure { margin: 26px 0 0; }
 figcaption { font-size: 13.5px; color: var(--muted); margin-bottom: 6px; max-width: 62em; }
 svg { display: block; max-width: 100%; min-width: 640px; height: auto; }
+.sample { margin: 22px 0 0; }
+.sample .prompt { font-family: var(--mono); font-size: 12.5px; white-space: pre-wrap; margin: 0 0 8px;
+  padding: 8px 12px; border-left: 3px solid var(--faint); color: var(--muted); }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); gap: 12px; }
+.texts div { background: var(--panel); padding: 10px 12px; border-radius: 4px; min-width: 0; }
+.texts b { font-size: 13px; color: var(--accent); }
+.texts p { font-family: var(--mono); font-size: 12.5px; line-height: 1.5; white-space: pre-wrap; margin: 4px 0 0;
+  overflow-wrap: anywhere; }
 .warnings { border-left: 3px solid var(--second); background: var(--panel); padding: 10px 16px; margin: 24px 0 0; }
 .warnings ul { margin: 0; padding-left: 18px; }
 .warnings b { color: var(--second); }

@@ -6,18 +6,19 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pipeline.reporting import theme
-from pipeline.reporting.plots import layers, stages, training, variants
+from pipeline.reporting.plots import layers, masks, pareto, stages, training, variants
 from pipeline.reporting.schema import RunResults
 
 
 def make_figures(results: RunResults) -> dict[str, Figure]:
     """The figures that the results allow, by name.
 
-    They are ``perplexity``, ``accuracy``, ``stages`` and, for the variants that have them, ``training/<variant>`` and
-    ``layers/<variant>``.
+    They are ``pareto``, ``perplexity``, ``accuracy``, ``stages`` and, for the variants that have them,
+    ``training/<variant>``, ``layers/<variant>`` and ``masks/<variant>``.
     """
     with matplotlib.rc_context(theme.STYLE):
         figures = {
+            "pareto": pareto.pareto_figure(results),
             "perplexity": variants.perplexity_figure(results),
             "accuracy": variants.accuracy_figure(results),
             "stages": stages.stages_figure(results.get("stages", [])),
@@ -27,4 +28,5 @@ def make_figures(results: RunResults) -> dict[str, Figure]:
         limits = layers.limits(results)
         for variant in results.get("variants", []):
             figures[f"layers/{variant.get('name', '?')}"] = layers.layers_figure(variant, limits)
+            figures[f"masks/{variant.get('name', '?')}"] = masks.masks_figure(variant)
     return {name: figure for name, figure in figures.items() if figure is not None}

@@ -42,6 +42,13 @@ class MeanAccuracy(TypedDict, total=False):
     stderr: float | None
 
 
+class Sample(TypedDict, total=False):
+    """A text that a model continued."""
+
+    prompt: str
+    continuation: str
+
+
 class Variant(TypedDict, total=False):
     """One model of the comparison: the dense one or a pruned one."""
 
@@ -61,9 +68,16 @@ class Variant(TypedDict, total=False):
     mean_accuracy: MeanAccuracy | None
     seconds: float
     """Time to make the mask."""
+    training_tokens: int
+    """Tokens that the mask was learned from; zero where it was not learned."""
+    decode_tokens_per_second: float
+    """Measured speed of generation, where it was."""
     directory: str
     sparsity_per_layer: dict[str, float]
     """By full module name, such as ``model.layers.0.self_attn.q_proj``."""
+    mask_map: dict[str, list[list[float]]]
+    """By full module name, the share of kept weights in each tile of the matrix."""
+    samples: list[Sample]
 
 
 class MaskLosses(TypedDict, total=False):

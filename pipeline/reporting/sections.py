@@ -18,7 +18,7 @@ from pipeline.reporting.schema import RunResults, Training, Variant
 Figures = Mapping[str, str]
 """SVG by the names that ``make_figures`` gives."""
 
-OPEN_FIGURES = 3
+OPEN_FIGURES, OPEN_MASKS = 3, 1
 """Figures of one kind beyond these are folded away."""
 
 
@@ -42,16 +42,15 @@ def results_section(results: RunResults, figures: Figures) -> str:
     if not results.get("variants"):
         return ""
     context = f" Every row at context length {results['context_length']}." if "context_length" in results else ""
-    columns = [tables.ASKED, tables.REAL, *tables.quality_columns(results), tables.WEIGHTS, tables.SCOPE, tables.TIME]
-    tasks = tables.task_columns(results)
     note = f"Bold: best at its sparsity. ±: one standard error.{context} {summary.NO_SPEED_NOTE}"
     return section(
         "Results",
-        _variants_table("variant", results, columns),
+        results_table(results),
         f'<p class="note">{escape(note)}</p>',
+        _figure(figures, "pareto", "What sparsity costs: perplexity by sparsity, one line a method."),
         _figure(figures, "perplexity", "Perplexity, lower is better. The stem is the distance from the dense model."),
         _figure(figures, "accuracy", "Zero-shot accuracy in percent, higher is better. Whiskers: one standard error."),
-        _variants_table("accuracy, %", results, tasks) if tasks else "",
+        tasks_table(results),
     )
 
 
@@ -71,6 +70,44 @@ def layers_section(results: RunResults, figures: Figures) -> str:
     parts = [(v.get("name", "?"), _figure(figures, f"layers/{v.get('name', '?')}", _map_caption(v))) for v in mapped]
     same = f"Equally sparse in every layer: {', '.join(uniform)}." if uniform else ""
     return section("Where the zeros are", f"<p>{escape(same)}</p>" if same else "", *_folded(parts))
+
+
+def masks_section(results: RunResults, figures: Figures) -> str:
+    """The masks themselves, reduced to pictures."""
+    pruned = sorted(
+        (v for _, group in summary.groups(results) for v in group), key=lambda v: not summary.is_learned(v, results)
+    )
+    parts = []
+    for variant in pruned:
+        name = variant.get("name", "?")
+        caption = f"{name}: every pruned matrix, reduced to tiles; the stronger the colour, the more weights are kept."
+        parts.append((name, _figure(figures, f"masks/{name}", caption)))
+    return section("The masks", *_folded(parts, OPEN_MASKS))
+
+
+def samples_section(results: RunResults) -> str:
+    """What the variants make of the same prompts, side by side."""
+    shown = [v for group in summary.table_groups(results) for v in group if v.get("samples")]
+    if not shown:
+        return ""
+    # Dense and learned at the top, the rest folded away.
+    first = [v for v in shown if v.get("target_sparsity") is None or summary.is_learned(v, results)]
+    rest = [v for v in shown if v not in first]
+    parts = []
+    for number, sample in enumerate(shown[0]["samples"]):
+        prompt = f'<p class="prompt">{escape(sample["prompt"])}</p>'
+        others = details("the other variants", _continuations(rest, number)) if rest else ""
+        parts.append(f'<div class="sample">{prompt}{_continuations(first, number)}{others}</div>')
+    note = "The same prompt and the same draws for every variant; the text is what each model adds."
+    return section("Generated text", f'<p class="note">{escape(note)}</p>', *parts)
+
+
+def _continuations(variants: list[Variant], number: int) -> str:
+    cards = "".join(
+        f"<div><b>{escape(v.get('name', '?'))}</b><p>{escape(v['samples'][number]['continuation'])}</p></div>"
+        for v in variants
+    )
+    return f'<div class="texts">{cards}</div>'
 
 
 def stages_section(results: RunResults, figures: Figures) -> str:
@@ -111,6 +148,19 @@ def provenance_section(results: RunResults) -> str:
     """Environment and recipe, folded away."""
     folded = (("Environment", results.get("environment")), ("Resolved recipe", results.get("config")))
     return section("Provenance", *(details(name, f"<pre>{escape(_yaml(data))}</pre>") for name, data in folded if data))
+
+
+def results_table(results: RunResults) -> str:
+    """The table of variants, without the single tasks."""
+    quality, cost = tables.quality_columns(results), tables.cost_columns(results)
+    columns = [tables.ASKED, tables.REAL, *quality, tables.WEIGHTS, tables.SCOPE, *cost]
+    return _variants_table("variant", results, columns)
+
+
+def tasks_table(results: RunResults) -> str:
+    """The accuracy of the variants on each task; empty where there is none."""
+    tasks = tables.task_columns(results)
+    return _variants_table("accuracy, %", results, tasks) if tasks else ""
 
 
 def _tiles(results: RunResults) -> str:
@@ -178,9 +228,9 @@ def _figure(figures: Figures, name: str, caption: str) -> str:
     return figure(figures[name], caption) if name in figures else ""
 
 
-def _folded(parts: list[tuple[str, str]]) -> list[str]:
+def _folded(parts: list[tuple[str, str]], opened: int = OPEN_FIGURES) -> list[str]:
     shown = [(name, body) for name, body in parts if body]
-    return [body for _, body in shown[:OPEN_FIGURES]] + [details(name, body) for name, body in shown[OPEN_FIGURES:]]
+    return [body for _, body in shown[:opened]] + [details(name, body) for name, body in shown[opened:]]
 
 
 def _date(created: str) -> str:

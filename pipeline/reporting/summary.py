@@ -28,9 +28,9 @@ def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
 
 
 def table_groups(results: RunResults) -> list[list[Variant]]:
-    """The rows of a table: the dense model, then the groups."""
-    dense = dense_variant(results)
-    return ([[dense]] if dense else []) + [group for _, group in groups(results)]
+    """The rows of a table: the dense model, of each run where there are several, then the groups."""
+    dense = [v for v in results.get("variants", []) if v.get("target_sparsity") is None]
+    return ([dense] if dense else []) + [group for _, group in groups(results)]
 
 
 def is_learned(variant: Variant, results: RunResults) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.reporting import summary
-from pipeline.reporting.formatting import duration, percent, perplexity, short_percent
+from pipeline.reporting.formatting import count, duration, percent, perplexity, short_percent
 from pipeline.reporting.schema import RunResults, Variant
 
 
@@ -34,6 +34,13 @@ REAL = Column(header="real", text=lambda v: percent(v.get("real_sparsity"), 2))
 SCOPE = Column(header="scope", text=lambda v: _pruned(v, v.get("scope") or "–"))
 WEIGHTS = Column(header="weights", text=lambda v: _pruned(v, "updated" if v.get("weights_changed") else "kept"))
 TIME = Column(header="time", text=lambda v: _pruned(v, duration(v.get("seconds"))))
+TOKENS = Column(header="learned from", text=lambda v: f"{count(v['training_tokens'])} tokens" if _learned(v) else "–")
+SPEED = Column(
+    header="decode tokens/s",
+    text=lambda v: count(v.get("decode_tokens_per_second")),
+    value=lambda v: v.get("decode_tokens_per_second"),
+    better="high",
+)
 
 
 def quality_columns(results: RunResults) -> list[Column]:
@@ -73,6 +80,17 @@ def result_rows(results: RunResults) -> list[dict[str, Any]]:
         mean = variant.get("mean_accuracy") or {}
         rows.append(row | {"mean_acc": mean.get("acc"), "mean_acc_stderr": mean.get("stderr")})
     return rows
+
+
+def cost_columns(results: RunResults) -> list[Column]:
+    """What the masks cost, and the speed of generation where it was measured."""
+    variants = results.get("variants", [])
+    speed = [SPEED] if any("decode_tokens_per_second" in v for v in variants) else []
+    return [TIME, *([TOKENS] if any(map(_learned, variants)) else []), *speed]
+
+
+def _learned(variant: Variant) -> bool:
+    return bool(variant.get("training_tokens"))
 
 
 def _pruned(variant: Variant, text: str) -> str:

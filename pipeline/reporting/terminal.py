@@ -53,7 +53,8 @@ def results_table(results: RunResults, width: int) -> Table:
 
 def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[Column]:
     quality, tasks = tables.quality_columns(results), tables.task_columns(results)
-    single = [[column] for column in (tables.TIME, tables.WEIGHTS, tables.ASKED, tables.SCOPE)]
+    cost = tables.cost_columns(results)
+    single = [[column] for column in (*cost, tables.WEIGHTS, tables.ASKED, tables.SCOPE)]
     left = width - max(len(variant.get("name", "?")) for variant in variants)
     chosen = []
     # The most telling first; a part of the tasks would only mislead, so it is all of them or none.
@@ -62,5 +63,5 @@ def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[C
         if group is quality or needs <= left:
             chosen += group
             left -= needs
-    shown = [tables.ASKED, tables.REAL, *quality, *tasks, tables.WEIGHTS, tables.SCOPE, tables.TIME]
+    shown = [tables.ASKED, tables.REAL, *quality, *tasks, tables.WEIGHTS, tables.SCOPE, *cost]
     return [column for column in shown if column in chosen]

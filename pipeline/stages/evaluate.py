@@ -1,4 +1,4 @@
-"""Perplexity and zero-shot accuracy of one variant, as Ray tasks."""
+"""Perplexity, zero-shot accuracy and generated text of one variant, as Ray tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline import models
-from pipeline.config import ClozeConfig, EvaluateConfig, ModelConfig
+from pipeline.config import ClozeConfig, EvaluateConfig, ModelConfig, SamplesConfig
 from pipeline.rows import PackedRows
 from pipeline.stages.calibrate import TEXTS
 from pipeline.storage import StageDir, local_copy
@@ -71,6 +71,27 @@ def zero_shot(
     return stage.manifest() or {}
 
 
+def samples(
+    stage: StageDir, model: ModelConfig, export: StageDir | None, rows: StageDir, settings: SamplesConfig, seed: int
+) -> dict[str, Any]:
+    """What a variant makes of the beginnings of some documents."""
+    from pipeline.evaluation.samples import beginnings, continuations
+
+    with stage.work() as (directory, _):
+        tokenizer = models.load_tokenizer(model)
+        packed = PackedRows(rows.path())
+        prompts = beginnings(packed, tokenizer.eos_token_id, settings.prompts, settings.prompt_tokens)
+        texts = continuations(
+            _variant(model, export), prompts, settings.new_tokens, settings.temperature, tokenizer.eos_token_id, seed
+        )
+        result = [
+            {"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(text, skip_special_tokens=True)}
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        (directory / RESULT).write_text(json.dumps(result))
+    return stage.manifest() or {}
+
+
 def write_cloze(stage: StageDir, model: ModelConfig, corpus: StageDir, cloze: ClozeConfig, seed: int) -> dict[str, Any]:
     """Build the cloze task from the documents of a corpus."""
     from pipeline.evaluation.cloze import write_cloze_task
@@ -90,6 +111,6 @@ def write_cloze(stage: StageDir, model: ModelConfig, corpus: StageDir, cloze: Cl
     return stage.manifest() or {}
 
 
-def result(stage: StageDir) -> dict[str, Any]:
+def result(stage: StageDir) -> Any:
     """What a finished measurement found."""
     return json.loads((Path(stage.path()) / RESULT).read_text())

@@ -6,21 +6,12 @@ with tracker.start_run("smollm2-135m") as run:
     with run.child("prior") as stage:
         stage.log_metrics({"seconds": 105.0})
 print(*tracker.summary(), sep="\\n")
+
+Records are written to a journal in the run's directory first and delivered to MLflow from there.
 """
 
 from pipeline.tracking.base import NoTracker, Run, Status, Tracker
-from pipeline.tracking.composite import CompositeTracker
-from pipeline.tracking.factory import make_tracker
+from pipeline.tracking.factory import default_uri, make_tracker
 from pipeline.tracking.local import LocalRecords
-from pipeline.tracking.mlflow_tracker import MlflowTracker
 
-__all__ = [
-    "CompositeTracker",
-    "LocalRecords",
-    "MlflowTracker",
-    "NoTracker",
-    "Run",
-    "Status",
-    "Tracker",
-    "make_tracker",
-]
+__all__ = ["LocalRecords", "NoTracker", "Run", "Status", "Tracker", "default_uri", "make_tracker"]

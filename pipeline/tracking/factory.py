@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.tracking.base import Tracker
-from pipeline.tracking.composite import CompositeTracker
+from pipeline.tracking.journal import Journal
 from pipeline.tracking.local import LocalRecords
-from pipeline.tracking.mlflow_tracker import MlflowTracker
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.outbox import Outbox
 
 
 def make_tracker(uri: str | None, experiment: str, directory: Path) -> Tracker:
@@ -18,8 +19,16 @@ def make_tracker(uri: str | None, experiment: str, directory: Path) -> Tracker:
         experiment: The MLflow experiment's name; created if it does not exist.
         directory: The run's own directory. Used again after a restart, it continues the same runs.
     """
-    records = LocalRecords(directory / "tracking")
     if uri == "none":
-        return records
-    uri = uri or f"sqlite:///{directory.resolve().parent / 'mlflow.db'}"
-    return CompositeTracker(records, MlflowTracker(uri, experiment, directory / "tracking" / "mlflow.json"))
+        return LocalRecords(directory / "tracking")
+    store_uri = uri or default_uri(directory.parent)
+
+    def outbox(journal: Journal) -> Outbox:
+        return Outbox(journal.file, MlflowStore(store_uri, experiment, journal.folder))
+
+    return LocalRecords(directory / "tracking", outbox)
+
+
+def default_uri(runs: Path) -> str:
+    """The store that all runs in a directory share."""
+    return f"sqlite:///{runs.resolve() / 'mlflow.db'}"

@@ -2,82 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import re
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.tracking.base import RunPath, Status, Tracker
-from pipeline.tracking.values import as_csv, jsonable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pipeline.errors import UserError
+from pipeline.tracking.base import RunPath, Tracker
+from pipeline.tracking.journal import InUseError, Journal
+from pipeline.tracking.outbox import Outbox
 
 
 class LocalRecords(Tracker):
-    """Appends every call to ``records.jsonl`` and writes figures and tables as files beside it.
+    """Writes every record to a journal and, where there is an outbox, has it sent on from there.
 
-    A line is ``{"time", "run", "event", ...}``: the run as its names joined by slashes, the event one of start, params,
-    metrics, figure, dict, table, artifact, end. Files to keep as artifacts are already local: the line says where.
+    Args:
+        directory: the records of a pipeline run lie in a folder of its name below it.
+        make_outbox: for a journal, what delivers it to a store.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, make_outbox: Callable[[Journal], Outbox] | None = None) -> None:
         super().__init__()
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
-        self._file = directory / "records.jsonl"
-        self._seal_broken_line()
+        self._directory, self._make_outbox = directory, make_outbox
+        self._journal: Journal | None = None
+        self._outbox: Outbox | None = None
 
     def info(self) -> dict[str, str]:
-        return {"records": str(self._file)}
+        if self._journal is None:
+            return {}
+        return (self._outbox.info() if self._outbox else {}) | {"records": str(self._journal.file)}
 
     def summary(self) -> list[str]:
-        return [f"Every record of this run is in {self._file}."]
+        if self._journal is None:
+            return []
+        return [f"Every record of this run is in {self._journal.file}."] + (
+            self._outbox.summary() if self._outbox else []
+        )
 
     def open_run(self, path: RunPath, tags: dict[str, str]) -> None:
-        self._write(path, "start", tags=tags)
+        """See :meth:`Tracker.open_run`.
 
-    def log_params(self, path: RunPath, params: dict[str, str]) -> None:
-        self._write(path, "params", params=params)
+        Raises:
+            UserError: another process is at this very run.
+        """
+        if len(path) == 1:
+            try:
+                self._journal = Journal(self._directory / _plain(path[0]))
+            except InUseError as error:
+                raise UserError(f"output: {error}: the same run is under way") from None
+            self._outbox = self._make_outbox(self._journal) if self._make_outbox else None
+        self.record(path, "start", parent="/".join(path[:-1]), tags=tags)
 
-    def log_metrics(self, path: RunPath, metrics: dict[str, float], step: int | None) -> None:
-        self._write(path, "metrics", metrics=metrics, step=step)
+    def last_step(self, path: RunPath) -> int:
+        assert self._journal is not None
+        return self._journal.last_steps.get("/".join(path), -1)
 
-    def log_figure(self, path: RunPath, figure: Figure, name: str) -> None:
-        file = self._place(path, name)
-        figure.savefig(file, dpi=150)
-        self._write(path, "figure", name=name, file=str(file.relative_to(self._directory)))
+    def record(self, path: RunPath, event: str, **fields: Any) -> None:
+        with self.lock:
+            assert self._journal is not None, "a run is opened before it is logged to"
+            self._journal.append("/".join(path), event, **fields)
+            last = event == "end" and len(path) == 1
+            if self._outbox:
+                self._outbox.deliver(now=last)
+            if last:
+                self._journal.close()
 
-    def log_dict(self, path: RunPath, value: Any, name: str) -> None:
-        self._write(path, "dict", name=name, value=value)
+    def record_file(self, path: RunPath, event: str, name: str, write: Callable[[Path], object]) -> None:
+        with self.lock:
+            assert self._journal is not None, "a run is opened before it is logged to"
+            file = self._journal.folder.joinpath(*map(_plain, path[1:]), name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file)
+            self.record(path, event, name=name, file=str(file.relative_to(self._journal.folder)))
 
-    def log_table(self, path: RunPath, rows: list[dict[str, Any]], name: str) -> None:
-        file = self._place(path, name)
-        file.write_text(as_csv(rows), encoding="utf-8")
-        self._write(path, "table", name=name, file=str(file.relative_to(self._directory)), rows=rows)
 
-    def log_artifact(self, path: RunPath, source: Path, folder: str) -> None:
-        self._write(path, "artifact", source=str(source), folder=folder)
-
-    def end_run(self, path: RunPath, status: Status, reason: str | None) -> None:
-        self._write(path, "end", status=status, reason=reason)
-
-    def _write(self, path: RunPath, event: str, **fields: Any) -> None:
-        record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": "/".join(path), "event": event}
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record | jsonable(fields)) + "\n")
-
-    def _place(self, path: RunPath, name: str) -> Path:
-        folders = [re.sub(r"[^\w.@+-]", "_", part) for part in path]
-        file = self._directory.joinpath(*folders, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
-
-    def _seal_broken_line(self) -> None:
-        # A process killed while writing leaves half a line; the next record must not be glued to it.
-        if self._file.exists() and self._file.stat().st_size:
-            with self._file.open("rb+") as file:
-                file.seek(-1, 2)
-                if file.read() != b"\n":
-                    file.write(b"\n")
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.@+-]", "_", name)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -39,7 +39,7 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as CSV with a header; a row may lack columns that others have."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+from conftest import sentences
 
 import pipeline.main
-from pipeline import models, preflight, recipe
+from pipeline import local_text, models, preflight, recipe
+from pipeline.config import CorpusConfig
 from pipeline.evaluation import tasks
 from pipeline.run import main, parser
 
 #: The public command line: options (with the number of values) and positionals of each command.
 COMMANDS = {
-    "run": {"--recipe": 1, "--quiet": 0, "overrides": "*"},
+    "run": {"--recipe": 1, "--quiet": 0, "--json": 0, "overrides": "*"},
     "plan": {"--recipe": 1, "overrides": "*"},
+    "compare": {"filter": "?", "--experiment": 1, "--runs": 1, "--uri": 1},
+    "sync": {"--runs": 1, "--uri": 1},
     "recipes": {},
     "fields": {},
 }
@@ -131,6 +138,61 @@ def test_files_of_a_type_that_is_not_read(fails: SimpleNamespace) -> None:
     assert ".parquet" in line
     line = fails.of(f"data.calibration.source=[{fails.directory}/b.txt, {fails.directory}/c.jsonl]")
     assert "not jsonl, txt together" in line
+
+
+def test_a_field_that_the_first_record_does_not_have(fails: SimpleNamespace) -> None:
+    files = fails.directory
+    (files / "a.jsonl").write_text('{"body": "text", "id": 1}\n')
+    line = fails.of(f"data.heldout.source={files}/a.jsonl")
+    assert line == "data.heldout.text_field: no field text; the records of a.jsonl have body, id"
+    pq.write_table(pa.table({"title": ["x"]}), files / "b.parquet")
+    line = fails.of(f"data.calibration.source={files}/b.parquet", "data.calibration.text_field=body")
+    assert line == "data.calibration.text_field: no field body; the records of b.parquet have title"
+
+
+def test_files_that_are_not_what_their_name_says(fails: SimpleNamespace) -> None:
+    (fails.directory / "a.jsonl").write_text("text\n")
+    (fails.directory / "b.jsonl").write_text("\n")
+    (fails.directory / "c.parquet").write_text("text")
+    said = [fails.of(f"data.heldout.source={fails.directory}/{name}") for name in ("a.jsonl", "b.jsonl", "c.parquet")]
+    assert said[0] == "data.heldout.source: a.jsonl: line 1 is not a JSON record"
+    assert said[1] == "data.heldout.source: b.jsonl is empty"
+    assert said[2].startswith("data.heldout.source: c.parquet is not a parquet file")
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl", "jsonl.gz", "parquet"])
+def test_a_corpus_that_is_too_small_says_how_many_tokens_it_has(fails: SimpleNamespace, form: str) -> None:
+    texts = [sentences(seed, 3) for seed in range(20)]
+    file = fails.directory / f"small.{form}"
+    match form:
+        case "txt":
+            file.write_text("\n\n".join(texts))
+        case "parquet":
+            pq.write_table(pa.table({"text": texts}), file)
+        case _:
+            opener = gzip.open if form.endswith("gz") else open
+            with opener(file, "wt") as lines:
+                lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(fails.model)))
+    tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+    given = [f"data.calibration.source={file}", "data.calibration.share=[0,100]"]
+    line = fails.of(*given, "data.calibration.tokens=100000")
+    said = f"data.calibration.tokens: small.{form} has {tokens} tokens in 20 documents, fewer than the"
+    assert line == f"{said} 100000 asked for"
+    # One token too few, by rows: what is asked for is rounded up to whole rows.
+    assert fails.of(*given, f"data.calibration.tokens={tokens}") == f"{said} {tokens} asked for in whole rows of 32"
+    line = fails.of(given[0], "data.calibration.share=[0,50]", f"data.calibration.tokens={tokens}")
+    assert "in its share [0, 50], fewer than" in line
+
+
+def test_counting_stops_where_there_is_enough(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(tiny / "model")))
+    corpus = CorpusConfig(source=str(tiny / "text.jsonl"))
+    everything = local_text.count([corpus.source], corpus, tokenizer, enough=10**9)
+    assert everything[0] == 400
+    documents, tokens = local_text.count([corpus.source], corpus, tokenizer, enough=1)
+    assert documents == local_text.BATCH
+    assert 1 <= tokens < everything[1]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(fails: SimpleNamespace) -> None:

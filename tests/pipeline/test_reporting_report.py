@@ -18,6 +18,8 @@ SECTIONS = [
     "Results",
     "Learning the mask",
     "Where the zeros are",
+    "The masks",
+    "Generated text",
     "Time",
     "Calibration data",
     "Artifacts and records",
@@ -44,6 +46,9 @@ def variant(method, target, ppl, acc, *, spread=0.0):
         "seconds": 105.0,
         "directory": f"runs/test/{name}",
         "sparsity_per_layer": layers,
+        "mask_map": {name: [[0.2, 0.8, 0.5], [0.5, 0.4, 0.6]] for name in layers},
+        "samples": [{"prompt": "Once <upon", "continuation": f"a time {name}"}],
+        "training_tokens": 2048 if method == "leap" else 0,
     }
 
 
@@ -134,12 +139,15 @@ def test_the_page_is_whole_and_needs_nothing_else(results):
     page = page_of(results)
     checked = Checker(page)
     assert checked.headings() == SECTIONS
-    assert checked.tags.count("svg") == 6
-    assert all(reference.startswith("#") for reference in checked.references)
-    assert {reference[1:] for reference in checked.references} <= set(checked.ids)
+    assert checked.tags.count("svg") == 12
+    drawn = [reference for reference in checked.references if reference.startswith("data:image/png;base64,")]
+    assert len(drawn) == 5, "the masks"
+    inside = [reference for reference in checked.references if reference not in drawn]
+    assert all(reference.startswith("#") for reference in inside)
+    assert {reference[1:] for reference in inside} <= set(checked.ids)
     assert len(checked.ids) == len(set(checked.ids))
     assert re.findall(r"https?://\S+", page) == ["http://tracker:5000</code></dd>"], "only as text"
-    assert not {"script", "link", "img", "iframe", "image"} & set(checked.tags)
+    assert not {"script", "link", "img", "iframe"} & set(checked.tags)
     assert "@import" not in page
     assert "prefers-color-scheme: dark" in page
 
@@ -166,6 +174,8 @@ def test_figures(results):
         "accuracy",
         "layers/leap@0.5",
         "layers/leap@0.6",
+        *(f"masks/{name}" for name in ("admm@0.5", "leap@0.5", "leap@0.6", "wanda@0.5", "wanda@0.6")),
+        "pareto",
         "perplexity",
         "stages",
         "training/leap@0.5",
@@ -177,11 +187,18 @@ def test_figures(results):
     [
         (["training"], ["Learning the mask"]),
         (["calibration", "stages"], ["Calibration data", "Time"]),
-        (["variants"], ["Results", "Where the zeros are"]),
+        (["variants"], ["Results", "Where the zeros are", "The masks", "Generated text"]),
         (["environment", "config", "warnings", "model", "created", "recipe"], ["Provenance"]),
         (
             ["variants", "training", "tracking"],
-            ["Results", "Where the zeros are", "Learning the mask", "Artifacts and records"],
+            [
+                "Results",
+                "Where the zeros are",
+                "The masks",
+                "Generated text",
+                "Learning the mask",
+                "Artifacts and records",
+            ],
         ),
     ],
 )
@@ -269,6 +286,12 @@ def test_reporting_leaves_the_results_alone(results, tmp_path):
     assert path.read_text(encoding="utf-8").endswith("</html>\n")
     assert list(path.parent.iterdir()) == [path]
     assert results == before
+
+
+def test_generated_text_is_escaped_and_side_by_side(results):
+    page = page_of(results)
+    assert "Once &lt;upon" in page
+    assert page.index("a time dense") < page.index("a time leap@0.5") < page.index("a time wanda@0.5")
 
 
 def test_experts_are_averaged():

@@ -1,16 +1,21 @@
-import json
 import math
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.errors import UserError
 from pipeline.tracking import LocalRecords, NoTracker, make_tracker
+from pipeline.tracking.journal import read
 from pipeline.tracking.values import flatten, jsonable
 
 
 def records(directory):
-    return [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
+    """Of the run called run."""
+    return [record for record, _ in read(directory / "run" / "records.jsonl")]
 
 
 def test_every_call_is_recorded(tmp_path):
@@ -20,6 +25,7 @@ def test_every_call_is_recorded(tmp_path):
         run.log_params({"learn": {"steps": 60, "kinds": ["a", "b"]}})
         with run.child("learn") as child:
             child.log_metrics({"loss": 2.5, "density": math.nan}, step=3)
+            assert child.last_step == 3
             child.log_figure(figure, "figures/loss.png")
         run.log_dict({"rows": np.int64(3)}, "calibration.json")
         run.log_table([{"name": "dense", "acc": 0.5}, {"name": "wanda", "seconds": 1.0}], "results.csv")
@@ -47,9 +53,9 @@ def test_every_call_is_recorded(tmp_path):
         "metrics": {"loss": 2.5, "density": "nan"},
         "step": 3,
     }
-    assert (tmp_path / written[4]["file"]).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / written[4]["file"]).read_bytes().startswith(b"\x89PNG")
     assert written[6]["value"] == {"rows": 3}
-    assert (tmp_path / written[7]["file"]).read_text() == "name,acc,seconds\ndense,0.5,\nwanda,,1.0\n"
+    assert (tmp_path / "run" / written[7]["file"]).read_text() == "name,acc,seconds\ndense,0.5,\nwanda,,1.0\n"
     assert all(r["status"] == "FINISHED" for r in written if r["event"] == "end")
 
 
@@ -73,12 +79,43 @@ def test_an_interrupted_run_is_killed(tmp_path):
 
 def test_records_survive_a_line_that_was_cut(tmp_path):
     LocalRecords(tmp_path).start_run("run").end()
-    with (tmp_path / "records.jsonl").open("a") as file:
-        file.write('{"time": "20')
-    LocalRecords(tmp_path).start_run("again")
-    lines = (tmp_path / "records.jsonl").read_text().splitlines()
-    assert lines[2] == '{"time": "20'
-    assert json.loads(lines[3])["run"] == "again"
+    file = tmp_path / "run" / "records.jsonl"
+    with file.open("a") as half:
+        half.write('{"time": "20')
+    LocalRecords(tmp_path).start_run("run").end()
+    assert file.read_text().splitlines()[2] == '{"time": "20'
+    assert [r["event"] for r in records(tmp_path)] == ["start", "end", "start", "end"]
+
+
+def test_a_child_inherits_tags(tmp_path):
+    with LocalRecords(tmp_path).start_run("run", tags={"model": "nano", "stage": "run"}) as run:
+        run.child("learn", {"stage": "learn"}).child("trial", {"seed": "1"})
+    tags = {r["run"]: r["tags"] for r in records(tmp_path) if r["event"] == "start"}
+    assert tags["run/learn/trial"] == {"model": "nano", "stage": "learn", "seed": "1"}
+
+
+def test_a_run_whose_process_is_gone_is_ended_as_killed_when_it_is_taken_up_again(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline.tracking import LocalRecords\n"
+        "run = LocalRecords(Path(sys.argv[1])).start_run('run'); child = run.child('learn')\n"
+        "child.log_metrics({'loss': 2.0}, step=7); os.kill(os.getpid(), 9)"
+    )
+    gone = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert gone.returncode == -signal.SIGKILL
+    run = LocalRecords(tmp_path).start_run("run")
+    assert run.child("learn").last_step == 7
+    run.end()
+    told = [(r["run"], r["event"], r.get("status")) for r in records(tmp_path)]
+    assert told[3:6] == [("run/learn", "end", "KILLED"), ("run", "end", "KILLED"), ("run", "start", None)]
+
+
+def test_two_processes_cannot_be_at_the_same_run(tmp_path):
+    first = LocalRecords(tmp_path).start_run("run")
+    LocalRecords(tmp_path).start_run("another").end()
+    with pytest.raises(UserError, match=r"^output: another process is writing .*records.jsonl"):
+        LocalRecords(tmp_path).start_run("run")
+    first.end()
+    LocalRecords(tmp_path).start_run("run").end()
 
 
 def test_no_tracker_takes_everything():
@@ -91,7 +128,7 @@ def test_mlflow_can_be_switched_off(tmp_path):
     tracker = make_tracker("none", "test", tmp_path / "run")
     tracker.start_run("run").end()
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
-    assert tracker.info() == {"records": str(tmp_path / "run" / "tracking" / "records.jsonl")}
+    assert tracker.info() == {"records": str(tmp_path / "run" / "tracking" / "run" / "records.jsonl")}
 
 
 def test_values():

@@ -1,4 +1,5 @@
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from pipeline.tracking import make_tracker
+from pipeline.tracking.sync import sync
+from pipeline.tracking.system import SystemMetrics
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,13 @@ def test_runs_are_nested_and_hold_everything(runs, client, tmp_path):
         with run.child("whole-learn", tags={"stage": "learn"}) as learn:
             for step in range(3):
                 learn.log_metrics({"loss": 3.0 - step, "scale@0.5": math.nan}, step=step)
+            learn.log_series([3, 5], {"loss": [0.5, 0.25]})
         run.log_metrics({f"sparsity/{i}": 0.5 for i in range(1100)})
         run.log_figure(figure, "figures/loss.png")
         run.log_dict({"a": [1]}, "environment.json")
         run.log_table([{"name": "dense", "acc": 0.5}], "results.csv")
         run.log_artifact(tmp_path / "report.html", "report")
+        run.log_input("calibration", "abc", "embedded", "training", {"rows": 10})
 
     parent, child = find(client, "whole"), find(client, "whole-learn")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -61,13 +66,15 @@ def test_runs_are_nested_and_hold_everything(runs, client, tmp_path):
     assert len(parent.data.params["long"]) == 6000
     assert len(parent.data.metrics) == 1100
     history = client.get_metric_history(child.info.run_id, "loss")
-    assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.5), (5, 0.25)]
     assert math.isnan(child.data.metrics["scale_0.5"])
     assert read(client, parent, "figures/loss.png", tmp_path).read_bytes().startswith(b"\x89PNG")
     assert '"a"' in read(client, parent, "environment.json", tmp_path).read_text()
     assert read(client, parent, "results.csv", tmp_path).read_text() == "name,acc\ndense,0.5\n"
     assert read(client, parent, "report/report.html", tmp_path / "report").read_text() == "<p>hello"
     assert parent.info.artifact_uri.startswith((runs / "mlartifacts").as_uri())
+    (given,) = parent.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.tags[0].value) == ("calibration", "abc", "training")
     info = tracker.info()
     assert info["run_id"] == parent.info.run_id
     assert info["ui_command"] == f"mlflow ui --backend-store-uri {info['uri']}"
@@ -83,6 +90,7 @@ def test_a_restart_continues_the_same_runs(runs, client):
 
     tracker, second = begin(runs, "again")
     assert find(client, "again").info.status == "RUNNING"
+    assert find(client, "again").data.tags["mlflow.note.content"] == "", "why it ended once is no longer true"
     second.log_params({"lr": 0.2, "steps": 60, "new": 1})
     second.child("again-learn").log_metrics({"loss": 1.0}, step=1)
     second.end()
@@ -97,7 +105,8 @@ def test_a_restart_continues_the_same_runs(runs, client):
 
 def test_a_run_deleted_in_the_store_begins_anew(runs, client):
     _, first = begin(runs, "gone")
-    first.child("gone-learn").end()
+    first.child("gone-learn")
+    first.end()
     client.delete_run(find(client, "gone").info.run_id)
     _, second = begin(runs, "gone")
     second.child("gone-learn-2")
@@ -115,3 +124,32 @@ def test_a_refused_record_does_not_end_tracking(runs, client, caplog):
     assert find(client, "refused").data.metrics == {"after": 1.0}
     assert len(caplog.records) == 1
     assert "did not take 2 artifact record(s)" in tracker.summary()[-1]
+
+
+def test_the_machine_is_measured(runs, client):
+    _, run = begin(runs, "busy")
+    with run, SystemMetrics(run, every=0.05):
+        time.sleep(0.5)
+    metrics = find(client, "busy").data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+    run_id = find(client, "busy").info.run_id
+    steps = [m.step for m in client.get_metric_history(run_id, "system/cpu_utilization_percentage")]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 1
+
+
+def test_records_are_delivered_once_to_each_store(runs, client, tmp_path):
+    _, run = begin(runs, "once")
+    with run, run.child("once-learn") as learn:
+        learn.log_metrics({"loss": 1.0}, step=0)
+    assert [sent for name, sent, _ in sync(runs, None) if name == "once"] == [0]
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert [sent for name, sent, _ in sync(runs, other) if name == "once"] == [5]
+    assert [sent for name, sent, _ in sync(runs, other) if name == "once"] == [0]
+    there = MlflowClient(other)
+    child = find(there, "once-learn")
+    assert [m.value for m in there.get_metric_history(child.info.run_id, "loss")] == [1.0]
+    here = find(client, "once-learn").info
+    assert abs(child.info.start_time - here.start_time) <= 1, "the time of the record, not of its delivery"
+    assert (child.info.status, child.info.end_time) == ("FINISHED", here.end_time)

@@ -1,109 +1,116 @@
-"""Tracking servers that are not there, or leave."""
+"""Tracking servers that are not there, or leave, or come back."""
 
-import json
-import socket
-import threading
+import logging
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from browser import MlflowServer, free_port
+from mlflow import MlflowClient
 
-from pipeline.tracking import make_tracker
-from pipeline.tracking.mlflow_tracker import MlflowTracker
-
-
-class Stub(BaseHTTPRequestHandler):
-    """As much of MLflow's REST interface as creating a run and logging to it needs."""
-
-    calls: list[str]
-
-    def answer(self):
-        if length := int(self.headers.get("Content-Length", 0)):
-            self.rfile.read(length)
-        call = self.path.split("?")[0].removeprefix("/api/2.0/mlflow/")
-        self.calls.append(call)
-        info = {
-            "run_id": "r1",
-            "run_uuid": "r1",
-            "experiment_id": "1",
-            "status": "RUNNING",
-            "artifact_uri": "file:///x",
-        }
-        bodies = {
-            "experiments/get-by-name": {"experiment": {"experiment_id": "1", "name": "test"}},
-            "runs/create": {"run": {"info": info, "data": {}}},
-            "runs/log-batch": {},
-        }
-        body = json.dumps(bodies.get(call, {})).encode()
-        self.send_response(200 if call in bodies or call == "/health" else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = answer
-
-    def log_message(self, *_): ...
+from pipeline.tracking import make_tracker, outbox
+from pipeline.tracking.journal import read
+from pipeline.tracking.mlflow_store import MlflowStore
+from pipeline.tracking.sync import sync
 
 
-@pytest.fixture
-def server():
-    Stub.calls = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
     yield server
-    server.server_close()
+    server.kill()
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def events(directory, name):
+    return [record["event"] for record, _ in read(directory / "tracking" / name / "records.jsonl")]
 
 
-def local_events(directory):
-    lines = (directory / "tracking" / "records.jsonl").read_text().splitlines()
-    return [json.loads(line)["event"] for line in lines]
+def runs_of(server, experiment):
+    client = MlflowClient(server.uri)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return client, {run.info.run_name: run for run in found}
 
 
 def test_no_server(tmp_path, caplog):
     uri = f"http://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    tracker = make_tracker(uri, "test", tmp_path)
+    tracker = make_tracker(uri, "test", tmp_path / "runs" / "nano")
     with tracker.start_run("run") as run:
         run.log_params({"a": 1})
         run.child("stage").log_metrics({"x": 1.0}, step=1)
     assert time.monotonic() - began < 5
-    assert local_events(tmp_path) == ["start", "params", "start", "metrics", "end", "end"]
+    assert events(tmp_path / "runs" / "nano", "run") == ["start", "params", "start", "metrics", "end", "end"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "\n" not in caplog.records[0].getMessage()
-    assert tracker.summary()[1:] == [f"MLflow at {uri} could not be used and has no record of this run."]
+    assert tracker.summary()[1:] == [
+        f"MLflow at {uri} is away: 6 records wait for python pipeline/run.py sync --runs {tmp_path / 'runs'}"
+    ]
     assert tracker.info()["note"] == tracker.summary()[-1]
 
 
-def test_the_server_dies(tmp_path, server, caplog):
-    uri = f"http://127.0.0.1:{server.server_port}"
-    tracker = make_tracker(uri, "test", tmp_path)
+@pytest.mark.slow
+def test_what_a_dead_server_missed_is_uploaded_once(tmp_path, server, caplog):
+    runs = tmp_path / "runs"
+    (tmp_path / "report.html").write_text("<p>hello")
+    tracker = make_tracker(server.uri, "dies", runs / "nano")
     run = tracker.start_run("run")
     run.log_params({"a": 1})
-    run.log_metrics({"x": 1.0}, step=1)
-    assert Stub.calls[-1] == "runs/log-batch"
-    assert not caplog.records
+    learn = run.child("learn")
+    learn.log_metrics({"loss": 3.0}, step=0)
+    assert not [record for record in caplog.records if record.name.startswith("pipeline")]
 
-    server.shutdown()
-    server.server_close()
+    server.kill()
     began = time.monotonic()
-    run.log_metrics({"x": 2.0}, step=2)
+    learn.log_metrics({"loss": 2.0}, step=1)
     assert time.monotonic() - began < 15
     began = time.monotonic()
-    run.child("stage").log_metrics({"y": 2.0}, step=3)
+    run.child("variant").log_metrics({"perplexity": 2.0})
+    run.log_artifact(tmp_path / "report.html")
     run.end()
-    assert time.monotonic() - began < 1
-    assert local_events(tmp_path) == ["start", "params", "metrics", "metrics", "start", "metrics", "end", "end"]
-    assert [record.levelname for record in caplog.records if record.name.startswith("pipeline")] == ["WARNING"]
-    assert "has only the first 3 records" in tracker.summary()[-1]
-    assert tracker.info()["run_id"] == "r1"
+    assert time.monotonic() - began < 5
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("pipeline")]
+    assert len(said) == 1
+    assert "is away, the run goes on and keeps its records" in said[0]
+    assert "7 records wait for" in tracker.summary()[-1]
+    ((name, sent, left),) = sync(runs, None)
+    assert (name, sent) == ("run", 0)
+    assert "is away" in left[0]
+
+    server.start()
+    assert list(sync(runs, None)) == [("run", 7, [])]
+    client, found = runs_of(server, "dies")
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert set(found) == {"run", "learn", "variant"}
+    history = client.get_metric_history(found["learn"].info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 3.0), (1, 2.0)]
+    assert [a.path for a in client.list_artifacts(found["run"].info.run_id)] == ["report.html"]
+    assert list(sync(runs, None)) == [("run", 0, [])]
+    assert len(runs_of(server, "dies")[1]) == 3
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, server, caplog, monkeypatch):
+    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.0)
+    caplog.set_level(logging.WARNING)
+    run = make_tracker(server.uri, "returns", tmp_path / "runs" / "nano").start_run("run")
+    server.kill()
+    run.log_metrics({"x": 1.0}, step=0)
+    server.start()
+    run.log_metrics({"x": 2.0}, step=1)
+    assert "is back and has all records" in caplog.records[-1].getMessage()
+    client, found = runs_of(server, "returns")
+    history = client.get_metric_history(found["run"].info.run_id, "x")
+    assert [(m.step, m.value) for m in history] == [(0, 1.0), (1, 2.0)]
+    run.end()
+
+
+def test_a_run_under_way_is_left_to_its_process(tmp_path):
+    run = make_tracker(None, "test", tmp_path / "runs" / "nano").start_run("run")
+    assert list(sync(tmp_path / "runs", None)) == [("run", 0, ["is under way; left to its own process"])]
+    run.end()
 
 
 def test_no_password_is_shown(tmp_path):
-    tracker = MlflowTracker("postgresql://me:secret@db/mlflow", "test", tmp_path / "state.json")
-    assert "secret" not in f"{tracker} {tracker.info()} {tracker.summary()}"
+    store = MlflowStore("postgresql://me:secret@db/mlflow", "test", tmp_path)
+    assert "secret" not in f"{store} {store.info()}"
+    assert not [file for file in tmp_path.iterdir() if "secret" in file.read_text()]

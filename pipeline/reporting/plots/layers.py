@@ -13,24 +13,29 @@ from matplotlib.patches import Rectangle
 from pipeline.reporting.formatting import percent
 from pipeline.reporting.schema import RunResults, Variant
 from pipeline.reporting.svg import tooltip
-from pipeline.reporting.theme import ACCENT, INK, MUTED
+from pipeline.reporting.theme import ACCENT, GROUND, INK, MUTED
 
 UNIFORM_WITHIN = 0.002
 LEGEND_CELLS = 8
+WRITTEN_LAYERS = 12
+"""With more layers than these the cells are too narrow for their numbers."""
 Limits = tuple[float, float]
 
 
 def table(sparsity_per_layer: dict[str, float]) -> dict[str, dict[int, float]]:
-    """Sparsity by projection, then layer index. Experts of one layer are averaged.
-
-    The first number in a module's name is its layer; what follows names the projection.
-    """
+    """Sparsity by projection, then layer index. Experts of one layer are averaged."""
     cells: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, sparsity in sparsity_per_layer.items():
-        if match := re.search(r"(?:^|\.)(\d+)\.(.+)$", name):
-            projection = re.sub(r"\.\d+(?=\.|$)", ".*", match[2])
-            cells[projection][int(match[1])].append(sparsity)
+        if place := place_of(name):
+            projection, layer = place
+            cells[projection][layer].append(sparsity)
     return {projection: {i: fmean(v) for i, v in row.items()} for projection, row in cells.items()}
+
+
+def place_of(name: str) -> tuple[str, int] | None:
+    """Projection and layer of a module: the first number in its name is the layer, what follows the projection."""
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
+    return (re.sub(r"\.\d+(?=\.|$)", ".*", match[2]), int(match[1])) if match else None
 
 
 def is_uniform(variant: Variant) -> bool:
@@ -61,6 +66,10 @@ def layers_figure(variant: Variant, scale: Limits) -> Figure | None:
             cell = Rectangle(corner, 0.94, 0.94, facecolor=ACCENT, alpha=_shade(sparsity, scale))
             cell.set_gid(tooltip(f"layer {index}, {projection}: {percent(sparsity)}"))
             axes.add_patch(cell)
+            if len(layers) <= WRITTEN_LAYERS:
+                middle = (column_of[index] + 0.5, y + 0.52)
+                colour = GROUND if _shade(sparsity, scale) > 0.55 else INK
+                axes.annotate(percent(sparsity), middle, ha="center", va="center", fontsize=8, color=colour)
         axes.text(len(layers) + 0.3, y + 0.5, percent(fmean(row.values())), va="center", fontsize=8.5, color=INK)
     axes.text(len(layers) + 0.3, -0.1, "mean", va="bottom", fontsize=8.5, color=MUTED)
     axes.set_xlim(0, len(layers))

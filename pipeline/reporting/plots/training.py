@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from pipeline.reporting.plots.labels import End, spread
 from pipeline.reporting.schema import Training
 from pipeline.reporting.theme import ACCENT, FAINT, INK, MUTED, SECOND
 
 COLUMNS = 3
 KEPT = "% of weights kept"
 NO_UNIT = ""
-LABEL_GAP = 0.085
-"""Least distance between the labels at the ends of two lines, as a fraction of the panel's height."""
 
 
 Curve = tuple[str, list[float] | None, str]
@@ -138,20 +137,11 @@ def _mark_target(axes: Axes, target: float) -> None:
 
 
 def _label_ends(axes: Axes, lines: list[_Line]) -> None:
-    """The name of each line beside its last point, names moved apart where ends meet."""
-    axes.autoscale_view()  # Limits are settled only when drawing, too late for the transform below.
-    to_axes = axes.transData + axes.transAxes.inverted()
-    named = []
+    """The name of each line beside its last point."""
+    ends: list[End] = []
     for line in lines:
         # A loss that ended as NaN still has a name, at the last value that can be shown.
         shown = [point for point in zip(line.steps, line.values, strict=True) if math.isfinite(point[1])]
         if line.name and shown:
-            named.append((line, float(to_axes.transform(shown[-1])[1])))
-    floor = 0.0
-    for line, height in sorted(named, key=lambda pair: pair[1]):
-        height = max(height, floor)
-        axes.annotate(
-            line.name, (1.02, height), xycoords="axes fraction", va="center", fontsize=8.5,
-            color=line.colour if line.colour != MUTED else INK, annotation_clip=False,
-        )  # fmt: skip
-        floor = height + LABEL_GAP
+            ends.append((line.name, *shown[-1], line.colour if line.colour != MUTED else INK))
+    spread(axes, ends)

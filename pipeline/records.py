@@ -1,0 +1,127 @@
+"""What a pipeline run tells its tracker: names and tags to filter by, parameters and metrics to plot."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.plan import LearnWork, Plan, Variant
+from pipeline.storage import fingerprint
+from pipeline.tracking.base import Run
+from pipeline.tracking.registry import MEASURED_ON, SCORE
+
+USES = {"calibration": "training", "heldout": "validation"}
+"""What a text is for, in MLflow's words; all others are for evaluation."""
+
+
+def recipe_fingerprint(config: RunConfig) -> str:
+    """What tells a recipe from others: all settings but what it is called and where its results go."""
+    return fingerprint(config.model_dump(mode="json", exclude={"name", "base", "why", "output", "tracking"}))
+
+
+def run_name(config: RunConfig) -> str:
+    """The same for every start of a recipe, so that a restart continues the run."""
+    return f"{config.name}-{recipe_fingerprint(config)[:8]}"
+
+
+def tags(plan: Plan) -> dict[str, str]:
+    """Tags of a run, which all runs below it inherit."""
+    config, commit = plan.config, _commit()
+    dense = [m.stage.key for m in plan.measurements if m.variant.export is None]
+    return {
+        "model": config.model.source,
+        "recipe": config.name,
+        "recipe_fingerprint": recipe_fingerprint(config),
+        "dataset_fingerprint": plan.corpora["calibration"][0].key,
+        MEASURED_ON: fingerprint(dense),
+        "seed": str(config.seed),
+        "git_commit": commit,
+        # What MLflow's own columns show.
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "pipeline/run.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": getpass.getuser(),
+    }
+
+
+def variant_tags(variant: Variant) -> dict[str, str]:
+    """Tags of a variant's run."""
+    sparsity = {} if variant.sparsity is None else {"sparsity": f"{variant.sparsity:g}", "scope": variant.scope}
+    return {"stage": "variant", "method": variant.method, **sparsity}
+
+
+def learn_tags(work: LearnWork) -> dict[str, str]:
+    """Tags of a learning run."""
+    return {
+        "stage": "learn",
+        "method": work.name,
+        "sparsity": f"{work.sparsity:g}",
+        "scope": work.config.settings.scope,
+    }
+
+
+def log_inputs(run: Run, plan: Plan) -> None:
+    """Record the texts of a run, which are packed by now."""
+    for role, (stage, _, _) in plan.corpora.items():
+        facts = stage.manifest() or {}
+        sizes = {key: facts.get(key) for key in ("documents", "tokens", "rows", "context_length", "tokenizer")}
+        run.log_input(role, stage.key, str(facts.get("source", "")), USES.get(role, "evaluation"), sizes)
+
+
+def log_variant(run: Run, plan: Plan, variant: Variant, row: Mapping[str, Any]) -> None:
+    """Record a variant's row of the table as a run below ``run``."""
+    with run.child(variant.name, variant_tags(variant)) as child:
+        work = plan.learned(variant)
+        params = {key: row.get(key) for key in ("method", "target_sparsity", "scope", "weights_changed")}
+        params |= {"model": plan.config.model.source, "seed": plan.config.seed}
+        params |= {"context_length": plan.config.data.context_length}
+        child.log_params(params | (work.config.model_dump(mode="json") if work else {}))
+        child.log_metrics(variant_metrics(row))
+
+
+def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a row of the table: ``perplexity.TEXT``, ``acc.TASK`` and so on."""
+    metrics = {key: row.get(key, 0.0) for key in ("real_sparsity", "seconds", "training_tokens")}
+    for text, found in row["perplexity"].items():
+        metrics |= {f"perplexity.{text}": found["perplexity"], f"stderr_nll.{text}": found["stderr_nll"] or 0.0}
+    for task, found in row["tasks"].items():
+        metrics |= {f"acc.{task}": found["acc"], f"acc_stderr.{task}": found["acc_stderr"] or 0.0}
+    if row["mean_accuracy"]:
+        metrics |= {"acc.mean": row["mean_accuracy"]["acc"], "acc_stderr.mean": row["mean_accuracy"]["stderr"]}
+    return metrics
+
+
+def log_models(run: Run, plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Register the best variant of each sparsity, by perplexity on the first evaluation text, if that is asked for.
+
+    Args:
+        rows: the rows of the table by the variant's name.
+    """
+    name, text = plan.config.tracking.register_as, next(iter(plan.config.data.evaluation), None)
+    if name is None or text is None:
+        return
+    measured_on = next(m.stage.key for m in plan.measurements if m.variant.export is None and m.subject == text)
+    for sparsity in plan.config.sparsities:
+        rivals = [v for v in plan.variants if v.sparsity == sparsity]
+        best = min(rivals, key=lambda v: rows[v.name]["perplexity"][text]["perplexity"])
+        assert best.export is not None
+        score = rows[best.name]["perplexity"][text]["perplexity"]
+        about = {**variant_tags(best), SCORE: repr(score), MEASURED_ON: measured_on, "model": plan.config.model.source}
+        run.log_model(best.export.uri_of(), name, alias(sparsity), about)
+
+
+def alias(sparsity: float) -> str:
+    """The registry's alias for the best model of a sparsity: ``best-62_5`` for 0.625."""
+    return f"best-{100 * sparsity:g}".replace(".", "_")
+
+
+def _commit() -> str:
+    """The commit of the code, with ``-dirty`` where files differ from it; ``unknown`` for a copy without history."""
+    root = str(Path(__file__).resolve().parents[1])
+    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
