@@ -6,17 +6,23 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
-from conftest import Command, finish
+from conftest import ROOT, Command, finish
+from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
 from leap.packed import MaskFile
 from pipeline.learning.checkpoint import Checkpoint
+from pipeline.reporting import formatting
+from pipeline.run import main
+from pipeline.tracking.sync import sync
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -100,8 +106,6 @@ def test_fitted_weights_have_the_learned_mask(finished: tuple[Path, str]) -> Non
 
 
 def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None:
-    from mlflow import MlflowClient
-
     output, _ = finished
     client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("leap").experiment_id])
@@ -111,8 +115,38 @@ def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None
     names = {r.info.run_name for r in runs} - {parents[0].info.run_name}
     assert {"learn/leap@0.5", "dense", "wanda@0.5", "leap@0.5"} <= names
     learned = next(r for r in runs if r.info.run_name == "learn/leap@0.5")
+    tags = learned.data.tags
+    assert (tags["stage"], tags["method"], tags["sparsity"], tags["seed"]) == ("learn", "leap", "0.5", "0")
+    assert len(tags["recipe_fingerprint"]) == len(tags["dataset_fingerprint"]) == 16
+    assert {d.dataset.name for d in parents[0].inputs.dataset_inputs} == {"words", "heldout", "calibration"}
+    assert parents[0].data.metrics["system/system_memory_usage_megabytes"] > 0
     assert len(client.get_metric_history(learned.info.run_id, "loss")) == 120
     assert any(a.path == "report.html" for a in client.list_artifacts(parents[0].info.run_id))
+
+
+def test_runs_are_compared_on_the_terminal_and_as_a_page(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = finished
+    assert main(["compare", "--runs", str(output)]) == 0
+    out = capsys.readouterr().out
+    page = (output / "compare.html").read_text()
+    leap = _results(output)["variants"][-1]["perplexity"]["words"]["perplexity"]
+    for text in ("dense", "wanda@0.5", "leap@0.5", "words ppl", "50.00", formatting.perplexity(leap)):
+        assert text in out
+        assert text in page
+    assert main(["compare", "tags.method = 'wanda'", "--runs", str(output)]) == 0
+    assert "leap@0.5" not in capsys.readouterr().out
+    for arguments, said in (
+        (["tags.method = "], "error: filter \"tags.method = \""),
+        (["tags.method = 'none'"], "no measured variant"),
+        (["--experiment", "other"], "error: --experiment other: there is none"),
+        (["--runs", str(output / "tiny")], "no mlflow.db there"),
+    ):
+        assert main(["compare", "--runs", str(output), *arguments]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
 
 
 def test_a_second_run_does_nothing_twice(finished: tuple[Path, str], run_command: Command) -> None:
@@ -163,6 +197,39 @@ def _same_logits(a: Path, b: Path) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
+def _runs(output: Path) -> tuple[MlflowClient, list[Any]]:
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    return client, client.search_runs([client.get_experiment_by_name("leap").experiment_id])
+
+
+def _statuses(output: Path) -> list[str]:
+    _, runs = _runs(output)
+    assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
+    return [run.info.status for run in runs]
+
+
+def _learned_run(output: Path) -> tuple[MlflowClient, Any]:
+    client, runs = _runs(output)
+    (learned,) = [run for run in runs if run.info.run_name == "learn/leap@0.5"]
+    return client, learned
+
+
+def test_a_terminated_run_says_so_and_loses_nothing_finished(run_command: Command, tmp_path: Path) -> None:
+    process = run_command(tmp_path, "evaluate.cloze=null")
+    _wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    last = finish(process, code=130).strip().splitlines()[-1]
+    assert last == "interrupted; run the same command again to continue"
+    _, runs = _runs(tmp_path)
+    states = {run.info.run_name: run.info.status for run in runs}
+    assert states["learn/leap@0.5"] == "KILLED"
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "KILLED"
+    assert parent.data.tags["mlflow.note.content"] == "KILLED: terminated by SIGTERM"
+    assert states["calibrate"] == states["prior"] == "FINISHED"
+    assert len(list((tmp_path / "tiny").glob("calibrate/*/manifest.json"))) == 3
+
+
 def test_a_killed_worker_is_replaced_and_nothing_changes(
     finished: tuple[Path, str], run_command: Command, tmp_path: Path
 ) -> None:
@@ -185,8 +252,16 @@ def test_a_killed_driver_continues_from_its_checkpoint(
     process.wait()
     psutil.wait_procs(family, timeout=60)
     assert not (_one(tmp_path, "learn/leap@0.5-*") / "manifest.json").exists()
+    assert set(_statuses(tmp_path)) == {"RUNNING", "FINISHED"}
+    ((_, _, left),) = sync(tmp_path, None)
+    assert left == []
+    assert set(_statuses(tmp_path)) == {"KILLED", "FINISHED"}
     text = finish(run_command(tmp_path, "evaluate.cloze=null"))
     assert "continues at step" in text
+    assert set(_statuses(tmp_path)) == {"FINISHED"}
+    client, learned = _learned_run(tmp_path)
+    steps = [metric.step for metric in client.get_metric_history(learned.info.run_id, "loss")]
+    assert sorted(steps) == list(range(120)), "every step once, whoever did it"
     _same_logits(finished[0], tmp_path)
 
 
@@ -196,3 +271,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(run_command: C
     assert "the loss is" in last
     assert "at step" in last
     assert "checkpoint" in last
+    _, learned = _learned_run(tmp_path)
+    assert learned.info.status == "FAILED"
+    assert "the loss is" in learned.data.tags["mlflow.note.content"]
+
+
+def test_json_lines(finished: tuple[Path, str], tiny: Path) -> None:
+    output, _ = finished
+    command = [sys.executable, str(ROOT / "pipeline" / "run.py"), "run", "--json", "--recipe", str(tiny / "tiny.yaml")]
+    done = subprocess.run([*command, f"output={output}"], capture_output=True, text=True, timeout=600, check=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    stages = [event["stage"] for event in events if event["event"] == "stage" and event["state"] == "finished"]
+    assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "report"]
+    assert events[-1]["event"] == "result"
+    assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
