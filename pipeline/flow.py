@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,11 @@ class Flow:
         self.timings: list[dict[str, Any]] = []
         self.started = time.time()
 
-    def execute(self) -> None:
+    def execute(self, last: str = "evaluate") -> None:
         """Run everything that is not finished yet.
+
+        Args:
+            last: the kind of stage to stop after.
 
         Raises:
             UserError: something the user gave does not work, found only now (a corpus that is too small, say).
@@ -58,6 +61,8 @@ class Flow:
             began = time.time()
             step()
             self.console.say(f"{title} done in {time.time() - began:.1f} s")
+            if title == last:
+                return
 
     def _note(self, stage: StageDir, cached: bool) -> None:
         manifest = stage.manifest() or {}
@@ -232,7 +237,7 @@ class _Learning:
                 self._error = event
             elif "loss" in event:
                 self._progress.show(event)
-                self._run.log_metrics({k: v for k, v in event.items() if k != "step"}, step=int(event["step"]))
+                self._run.log_metrics(numbers(event), step=int(event["step"]))
         if not finished:
             return False
         _get(self._future)
@@ -248,6 +253,11 @@ class _Learning:
         self._run.end()
         ray.kill(self._board)
         return True
+
+
+def numbers(event: Mapping[str, Any]) -> dict[str, float]:
+    """What a step measured, of what a training worker tells about it."""
+    return {key: value for key, value in event.items() if key not in ("step", "run")}
 
 
 def _get(reference: Any) -> Any:

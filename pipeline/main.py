@@ -18,11 +18,12 @@ from pipeline import preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.flow import Flow, TrainingError, resources, start_ray
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.progress import Console
 from pipeline.reporting import make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
+from pipeline.sizes import Sizes
 from pipeline.storage import fingerprint
 from pipeline.tracking.factory import make_tracker
 
@@ -33,22 +34,9 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
     Raises:
         UserError: wrong input, before anything is started where that can be known.
     """
-    python_warnings.simplefilter("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     began = time.time()
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
-        # A submitted job works in a copy of the working directory that Ray deletes.
-        config = config.model_copy(update={"output": str(Path.home() / config.output)})
-    plan = make_plan(config)
-    sizes, warnings = preflight.check(plan)
-    if "RAY_ADDRESS" not in os.environ:
-        preflight.check_cluster(config, resources())
-    start_ray()
-    preflight.check_cluster(config, resources())
-
-    # The run's own records are local even where its results go to an object store.
-    directory = Path(plan.directory if "://" not in plan.directory else f"runs/{config.name}").expanduser()
+    plan, sizes, warnings = begin(config)
+    config, directory = plan.config, local_directory(plan)
     console = Console(directory / "run.log", quiet)
     for text in warnings:
         console.warn(text)
@@ -62,7 +50,7 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
         "model": config.model.source,
         "fingerprint": fingerprint(config),
         "seed": str(config.seed),
-        "git_commit": _commit(),
+        "git_commit": commit(),
     }
     with tracker.start_run(f"{config.name}-{fingerprint(config)[:8]}", tags=tags) as run:
         run.log_params(config.model_dump(mode="json"))
@@ -101,6 +89,33 @@ def prune(config: RunConfig, quiet: bool = False) -> None:
         print(f"Compare runs: {info['ui_command']}")
 
 
+def begin(config: RunConfig) -> tuple[Plan, Sizes, list[str]]:
+    """Plan a recipe, check all that can be known to go wrong, then start Ray. Returns the checks' warnings too.
+
+    Raises:
+        UserError: the first thing that cannot work; where that can be known, before Ray is started.
+    """
+    python_warnings.simplefilter("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
+        # A submitted job works in a copy of the working directory that Ray deletes.
+        config = config.model_copy(update={"output": str(Path.home() / config.output)})
+    plan = make_plan(config)
+    sizes, warnings = preflight.check(plan)
+    if "RAY_ADDRESS" not in os.environ:
+        preflight.check_cluster(config, resources())
+    start_ray()
+    preflight.check_cluster(config, resources())
+    return plan, sizes, warnings
+
+
+def local_directory(plan: Plan) -> Path:
+    """Where a run keeps its own records: local even where its results go to an object store."""
+    name = plan.config.name
+    return Path(plan.directory if "://" not in plan.directory else f"runs/{name}").expanduser()
+
+
 def _metrics(variant: Mapping[str, Any]) -> dict[str, float]:
     metrics = {"real_sparsity": variant["real_sparsity"], "seconds": variant.get("seconds", 0.0)}
     for text, found in variant["perplexity"].items():
@@ -112,7 +127,8 @@ def _metrics(variant: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the code, where it is a checkout."""
     root = Path(__file__).resolve().parents[1]
     found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

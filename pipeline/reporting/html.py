@@ -12,6 +12,7 @@ from pipeline.reporting.css import stylesheet
 from pipeline.reporting.markup import escape
 from pipeline.reporting.schema import RunResults
 from pipeline.reporting.svg import inline_svg
+from pipeline.storage import write_atomically
 
 
 def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
@@ -28,13 +29,17 @@ def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
         sections.provenance_section(results),
     )
     body = "\n".join(part for part in parts if part)
-    title = results.get("model", {}).get("name", "model")
+    return document(f"{results.get('model', {}).get('name', 'model')}: pruning report", body)
+
+
+def document(title: str, body: str) -> str:
+    """A page around ``body``, which is HTML."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: pruning report</title>
+<title>{escape(title)}</title>
 <style>
 {stylesheet()}
 </style>
@@ -51,6 +56,5 @@ def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
 def write_page(results: RunResults, figures: Mapping[str, Figure], path: Path) -> Path:
     """Write the page to ``path``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".tmp")
-    half.write_text(render_page(results, figures), encoding="utf-8")
-    return half.replace(path)
+    write_atomically(path, render_page(results, figures))
+    return path

@@ -20,6 +20,17 @@ from pipeline.run import main, parser
 COMMANDS = {
     "run": {"--recipe": 1, "--quiet": 0, "overrides": "*"},
     "plan": {"--recipe": 1, "overrides": "*"},
+    "tune": {
+        "--recipe": 1,
+        "--space": 1,
+        "--trials": 1,
+        "--search": 1,
+        "--against": 1,
+        "--full": 0,
+        "--confirm": 0,
+        "--quiet": 0,
+        "overrides": "*",
+    },
     "recipes": {},
     "fields": {},
 }
