@@ -42,6 +42,6 @@ def trainer(job: Job, storage_path: str, callbacks: Sequence[UserCallback] = ())
             name=f"{job.stage.item}-{job.stage.key}-{time.time_ns()}",
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=learn.max_failures),
-            callbacks=[*callbacks],
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # typed after Train V1
         ),
     )

@@ -151,8 +151,6 @@ def _search(
     console.say(f"{at_a_time} trial{'s' if at_a_time > 1 else ''} at a time; {len(records)} known from before")
     with stage.work(keep=True) as (_, facts):
         search.run(wanted, trials, Watcher(trials, records, console, run), at_a_time)
-        records.drop_unfinished()
-        records.save()
         for record in records:
             forget_logits(trials.job(record.values).stage)
         facts |= {"trials": len(records)}

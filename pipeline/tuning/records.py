@@ -1,4 +1,4 @@
-"""What is known of each trial, in a file of the search's directory: it outlives the search, finished or killed."""
+"""What is known of each trial, in a file of the search's directory: it outlives the process, ended or killed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Record:
 
 
 class Records:
-    """The trials of a search in the order of their start.
+    """The trials of a search in the order that they were proposed in.
 
     Args:
         file: read if it is there; written at each change.
@@ -70,11 +70,11 @@ class Records:
     def __init__(self, file: Path) -> None:
         self._file = file
         known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "trials": []}
-        self._trials = {trial["id"]: Record(**trial) for trial in known["trials"]}
+        self._trials = {trial["number"]: Record(**trial) for trial in known["trials"]}
         self._began = time.time() - known["seconds"]
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self._trials.values())
+        return iter(sorted(self._trials.values(), key=lambda trial: trial.number))
 
     def __len__(self) -> int:
         return len(self._trials)
@@ -84,16 +84,14 @@ class Records:
         """Seconds of search up to now."""
         return time.time() - self._began
 
-    def open(self, id: str, values: Mapping[str, Any]) -> Record:
+    def open(self, number: int, id: str, values: Mapping[str, Any]) -> Record:
         """The record of a trial that starts, perhaps again."""
-        if id not in self._trials:
-            self._trials[id] = Record(len(self._trials) + 1, id, dict(values))
-        self._trials[id].status = "running"
-        return self._trials[id]
-
-    def drop_unfinished(self) -> None:
-        """Forget trials that a killed search had begun and that its successor does not know of."""
-        self._trials = {id: trial for id, trial in self._trials.items() if trial.status != "running"}
+        known = self._trials.get(number)
+        # Tune writes its state down every few seconds: what it began after that is begun anew, by another id.
+        if known is None or known.id != id:
+            known = self._trials[number] = Record(number, id, dict(values))
+        known.status, known.error = "running", None
+        return known
 
     def save(self) -> None:
         """Write all of them."""

@@ -188,6 +188,7 @@ def _scheduler(search: Search, trials: Trials) -> TrialScheduler:
 def _quieten() -> None:
     """Tune's tables, its own log files of each trial, and remarks on settings that are meant."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints at verbosity 0 too
     for noisy in ("ray.tune", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -23,8 +23,9 @@ class Relay(tune.Callback):
     watcher: ClassVar[Watcher | None] = None
 
     # Tune passes all arguments by name.
-    def on_trial_start(self, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        self._live().started(trial.trial_id, trial.config)
+    def on_trial_start(self, trials: list[Trial], trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        # Trials are created in the order that they were proposed in, and started in any.
+        self._live().started(trials.index(trial) + 1, trial.trial_id, trial.config)
 
     def on_trial_result(self, trial: Trial, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
         self._live().reported(trial.trial_id, result)
@@ -54,9 +55,9 @@ class Watcher:
         self._trials, self._records, self._console, self._run = trials, records, console, run
         self._active: dict[str, _Active] = {}
 
-    def started(self, id: str, values: dict[str, Any]) -> None:
+    def started(self, number: int, id: str, values: dict[str, Any]) -> None:
         """A trial begins, or begins again after a kill."""
-        record = self._records.open(id, values)
+        record = self._records.open(number, id, values)
         self._active[id] = _Active(record, self._trials, self._console, self._run)
         self._console.say(f"trial {record.number}  {_text(values)}")
         self._records.save()

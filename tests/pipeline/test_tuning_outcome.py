@@ -43,22 +43,23 @@ def trial(number: int, loss: float, tokens: int = 100, sparsity: float = 0.5, **
 
 def test_records_outlive_the_process_and_a_repeated_report_counts_once(tmp_path: Path) -> None:
     records = Records(tmp_path / "trials.json")
-    first = records.open("a", {"noise": True})
+    first = records.open(1, "a", {"noise": True})
     for step, loss in ((0, 4.0), (5, 3.0)):
         first.report(step, loss)
     first.status = "finished"
-    second = records.open("b", {"noise": False})
+    second = records.open(2, "b", {"noise": False})
     second.report(0, 5.0)
     records.save()
     again = Records(tmp_path / "trials.json")
     assert list(again) == list(records)
-    continued = again.open("b", {"noise": False})
+    continued = again.open(2, "b", {"noise": False})
     for step, loss in ((0, 5.0), (5, 4.5)):
         continued.report(step, loss)
     assert (continued.number, continued.steps, continued.losses) == (2, [0, 5], [5.0, 4.5])
     assert continued.perplexity == pytest.approx(math.exp(4.5))
-    again.drop_unfinished()
-    assert [t.id for t in again] == ["a"]
+    # A trial that Tune does not remember was begun by another name: it starts over.
+    assert again.open(2, "c", {"noise": True}).steps == []
+    assert [(t.number, t.id) for t in again] == [(1, "a"), (2, "c")]
 
 
 def test_the_best_trial_was_trained_to_its_end() -> None:

@@ -26,7 +26,9 @@ def nano() -> RunConfig:
 
 
 def write(path: Path, **parameters: object) -> str:
-    (path / "space.yaml").write_text(yaml.safe_dump({"why": "a test", "trials": 3, "parameters": parameters}))
+    (path / "space.yaml").write_text(
+        yaml.safe_dump({"why": "a test", "trials": 3, "parameters": parameters}, sort_keys=False)
+    )
     return str(path / "space.yaml")
 
 
