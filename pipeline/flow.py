@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,11 @@ class Flow:
         self.timings: list[dict[str, Any]] = []
         self.started = time.time()
 
-    def execute(self) -> None:
+    def execute(self, last: str = "evaluate") -> None:
         """Run everything that is not finished yet.
+
+        Args:
+            last: the kind of stage to stop after.
 
         Raises:
             UserError: something the user gave does not work, found only now (a corpus that is too small, say).
@@ -59,6 +62,8 @@ class Flow:
         ):
             with self.console.stage(title), self._run.child(title, {"stage": title}) as self._stage_run:
                 step()
+            if title == last:
+                return
 
     def _note(self, stage: StageDir, cached: bool) -> None:
         seconds = (stage.manifest() or {}).get("seconds", 0.0)
@@ -256,7 +261,7 @@ class _Learning:
             elif "loss" in event:
                 self._progress.show(event)
                 if event["step"] > self._logged:
-                    self._run.log_metrics({k: v for k, v in event.items() if k != "step"}, step=int(event["step"]))
+                    self._run.log_metrics(numbers(event), step=int(event["step"]))
         if not finished:
             return False
         _get(self._future)
@@ -293,6 +298,11 @@ def _log_finished(run: Run, work: LearnWork) -> None:
                     names = [name for name in steps[0] if name != "step"]
                     curves = {name: [step[name] for step in steps] for name in names}
                     child.log_series([int(step["step"]) for step in steps], curves)
+
+
+def numbers(event: Mapping[str, Any]) -> dict[str, float]:
+    """What a step measured, of what a training worker tells about it."""
+    return {key: value for key, value in event.items() if key not in ("step", "run")}
 
 
 def _get(reference: Any) -> Any:

@@ -22,6 +22,7 @@ from pipeline.progress import Console, Mode
 from pipeline.reporting import RunResults, make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
+from pipeline.sizes import Sizes
 from pipeline.tracking import Run, make_tracker
 from pipeline.tracking.system import SystemMetrics
 
@@ -34,22 +35,9 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
         KeyboardInterrupt: the run was interrupted or terminated; its records say so.
     """
     end_in_order_when_terminated()
-    python_warnings.simplefilter("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     began = time.time()
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
-        # A submitted job works in a copy of the working directory that Ray deletes.
-        config = config.model_copy(update={"output": str(Path.home() / config.output)})
-    plan = make_plan(config)
-    sizes, warnings = preflight.check(plan)
-    if "RAY_ADDRESS" not in os.environ:
-        preflight.check_cluster(config, resources())
-    start_ray()
-    preflight.check_cluster(config, resources())
-
-    # The run's own records are local even where its results go to an object store.
-    directory = Path(plan.directory if "://" not in plan.directory else f"runs/{config.name}").expanduser()
+    plan, sizes, warnings = begin(config)
+    config, directory = plan.config, local_directory(plan)
     tracker = make_tracker(config.tracking.uri, config.tracking.experiment, directory)
     with ExitStack() as stack:
         console = stack.enter_context(Console(directory / "run.log", mode))
@@ -110,3 +98,30 @@ def _tell(results: RunResults, page: Path, places: list[str], seconds: float, co
         print(line)
     if "ui_command" in tracking:
         print(f"Compare runs: {tracking['ui_command']}")
+
+
+def begin(config: RunConfig) -> tuple[Plan, Sizes, list[str]]:
+    """Plan a recipe, check all that can be known to go wrong, then start Ray. Returns the checks' warnings too.
+
+    Raises:
+        UserError: the first thing that cannot work; where that can be known, before Ray is started.
+    """
+    python_warnings.simplefilter("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
+        # A submitted job works in a copy of the working directory that Ray deletes.
+        config = config.model_copy(update={"output": str(Path.home() / config.output)})
+    plan = make_plan(config)
+    sizes, warnings = preflight.check(plan)
+    if "RAY_ADDRESS" not in os.environ:
+        preflight.check_cluster(config, resources())
+    start_ray()
+    preflight.check_cluster(config, resources())
+    return plan, sizes, warnings
+
+
+def local_directory(plan: Plan) -> Path:
+    """Where a run keeps its own records: local even where its results go to an object store."""
+    name = plan.config.name
+    return Path(plan.directory if "://" not in plan.directory else f"runs/{name}").expanduser()

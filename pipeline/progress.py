@@ -25,14 +25,21 @@ LINE_EVERY = 10.0
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Takes events from training workers until the driver fetches them."""
+    """Takes events from training workers until the driver fetches them. ``run`` in an event says whose it is."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
+        self._errors: dict[str, str] = {}
 
     def push(self, event: dict[str, Any]) -> None:
         """Add an event."""
         self._events.append(event)
+        if "error" in event:
+            self._errors[event["run"]] = event["error"]
+
+    def error(self, run: str) -> str | None:
+        """Why a run stopped, where it was not for its workers' sake."""
+        return self._errors.get(run)
 
     def drain(self) -> list[dict[str, Any]]:
         """All events since the last call."""

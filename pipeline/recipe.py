@@ -34,6 +34,15 @@ def load(recipe: str, overrides: list[str] | None = None) -> RunConfig:
     data = _resolve(recipe)
     for assignment in overrides or []:
         _override(data, assignment)
+    return validate(data)
+
+
+def validate(data: dict[str, Any]) -> RunConfig:
+    """The checked configuration of ``data``, the content of a recipe with all that it inherits.
+
+    Raises:
+        UserError: unknown key or a value that is not allowed.
+    """
     try:
         return RunConfig.model_validate(_complete(data))
     except ValidationError as error:
@@ -89,6 +98,19 @@ def _override(data: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UserError(f"{assignment}: expected key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {text!r} is not a YAML value") from error
+    put(data, key, value)
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the field with the dotted name ``key`` in nested mappings.
+
+    Raises:
+        UserError: a part of the path is no mapping.
+    """
     *path, last = key.split(".")
     at = data
     for part in path:
@@ -97,10 +119,7 @@ def _override(data: dict[str, Any], assignment: str) -> None:
         at = at[part]
         if not isinstance(at, dict):
             raise UserError(f"{key}: {part} is a value, not a section")
-    try:
-        at[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {text!r} is not a YAML value") from error
+    at[last] = value
 
 
 def _complete(data: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def run_name(config: RunConfig) -> str:
 
 def tags(plan: Plan) -> dict[str, str]:
     """Tags of a run, which all runs below it inherit."""
-    config, commit = plan.config, _commit()
+    config, revision = plan.config, commit()
     dense = [m.stage.key for m in plan.measurements if m.variant.export is None]
     return {
         "model": config.model.source,
@@ -39,9 +39,9 @@ def tags(plan: Plan) -> dict[str, str]:
         "dataset_fingerprint": plan.corpora["calibration"][0].key,
         MEASURED_ON: fingerprint(dense),
         "seed": str(config.seed),
-        "git_commit": commit,
+        "git_commit": revision,
         # What MLflow's own columns show.
-        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.commit": revision,
         "mlflow.source.name": "pipeline/run.py",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": getpass.getuser(),
@@ -119,7 +119,7 @@ def alias(sparsity: float) -> str:
     return f"best-{100 * sparsity:g}".replace(".", "_")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the code, with ``-dirty`` where files differ from it; ``unknown`` for a copy without history."""
     root = str(Path(__file__).resolve().parents[1])
     command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

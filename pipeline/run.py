@@ -3,6 +3,7 @@
 Examples:
     python pipeline/run.py run --recipe nano                      # a laptop; the embedded model, a few minutes
     python pipeline/run.py run --recipe smollm2 sparsities=[0.5]  # any field of the recipe by its dotted name
+    python pipeline/run.py tune --recipe nano --space schedules   # search better settings
     ray job submit --working-dir . -- python pipeline/run.py run --recipe llama-3.2-1b   # a cluster
 """
 
@@ -49,9 +50,30 @@ def parser() -> argparse.ArgumentParser:
     for command in (compare, sync):
         command.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of the runs")
         command.add_argument("--uri", help="MLflow tracking URI; by default the runs' own")
+    _add_tune(commands)
     commands.add_parser("recipes", help="list the recipes", description="list the recipes")
     commands.add_parser("fields", help="list all fields of a recipe with their defaults and meaning")
     return top
+
+
+def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "search better settings of mask learning; the winner becomes a recipe"
+    command = commands.add_parser("tune", help=text, description=f"{text}. A killed search continues.")
+    command.add_argument("--recipe", required=True, help="name of a recipe, or a .yaml file")
+    command.add_argument("--space", required=True, help="name of a space in tune_spaces/, or a .yaml file")
+    command.add_argument("--trials", type=int, metavar="N", help="trials; by default as many as the space says")
+    command.add_argument(
+        "--search", choices=("optuna", "random", "grid"), default="optuna", help="who proposes trials (default: optuna)"
+    )
+    command.add_argument(
+        "--against", choices=("tokens", "sparsity"), help="a second objective; prints what no other trial beats on both"
+    )
+    command.add_argument("--full", action="store_true", help="train every trial to its end")
+    command.add_argument(
+        "--confirm", action="store_true", help="run the winner and what it would replace with three seeds each"
+    )
+    command.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline.recipe import load
 
             show_plan(load(args.recipe, args.overrides))
+        elif args.command == "tune":
+            from pipeline.tuning.command import tune
+            from pipeline.tuning.search import Options
+
+            options = Options(proposer=args.search, trials=args.trials, against=args.against, stop_early=not args.full)
+            tune(args.recipe, args.space, args.overrides, options, confirmed=args.confirm, quiet=args.quiet)
         else:
             from pipeline.main import prune
             from pipeline.progress import mode_for

@@ -103,7 +103,8 @@ class _Worker:
             self._tell(metrics)
             if (step + 1) % learn.checkpoint_every == 0 or last:
                 self._save(step + 1)
-                ray.train.report({"step": step})
+            if "mask_loss.hard" in metrics:
+                ray.train.report(metrics)
 
     def _step(self, step: int, rate: float) -> dict[str, float]:
         s = self.settings
@@ -161,4 +162,4 @@ class _Worker:
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.job.board.push.remote(event)
+            self.job.board.push.remote(event | {"run": self.job.stage.key})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.learning.worker import Job, train_loop
@@ -21,9 +22,14 @@ def fit(job: Job, storage_path: str) -> None:
     Args:
         storage_path: where Ray Train keeps its own books; nothing of ours is there.
     """
+    trainer(job, storage_path).fit()
+
+
+def trainer(job: Job, storage_path: str, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+    """The trainer of one learning run. Its ``callbacks`` get the metrics of each measurement on held-out rows."""
     learn = job.learn
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if learn.gpu else "cpu")
-    TorchTrainer(
+    return TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if learn.gpu else "gloo"),
@@ -36,5 +42,6 @@ def fit(job: Job, storage_path: str) -> None:
             name=f"{job.stage.item}-{job.stage.key}-{time.time_ns()}",
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=learn.max_failures),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # typed after Train V1
         ),
-    ).fit()
+    )

@@ -27,6 +27,17 @@ COMMANDS = {
     "plan": {"--recipe": 1, "overrides": "*"},
     "compare": {"filter": "?", "--experiment": 1, "--runs": 1, "--uri": 1},
     "sync": {"--runs": 1, "--uri": 1},
+    "tune": {
+        "--recipe": 1,
+        "--space": 1,
+        "--trials": 1,
+        "--search": 1,
+        "--against": 1,
+        "--full": 0,
+        "--confirm": 0,
+        "--quiet": 0,
+        "overrides": "*",
+    },
     "recipes": {},
     "fields": {},
 }

@@ -1,0 +1,60 @@
+"""The settings of a trial as a recipe that ``run --recipe FILE.yaml`` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import recipe
+from pipeline.config import RunConfig
+from pipeline.storage import write_atomically
+from pipeline.tuning import space
+
+
+def write(path: Path, base: str, config: RunConfig, learn: str, values: dict[str, Any], why: str) -> RunConfig:
+    """Write what has to be changed in the recipe ``base`` to get ``config`` with ``values`` of its settings.
+
+    Args:
+        base: name or file of the recipe that was searched on.
+        config: that recipe with the overrides of the command line.
+    """
+    parent = str(Path(base).expanduser().resolve()) if base.endswith((".yaml", ".yml")) else base
+    entry = space.place(config, learn, values)
+    target = config.model_copy(
+        update={
+            "name": f"{config.name}-{path.stem}",
+            "base": parent,
+            "why": why,
+            "learn": {**config.learn, learn: entry},
+        }
+    )
+    before, after = recipe.load(parent).model_dump(mode="json"), target.model_dump(mode="json")
+    _dump(path, _difference(before, after))
+    written = recipe.load(str(path))
+    if written != target:
+        # An entry that an override took out of a plain mapping: inheritance has no word for that.
+        target = target.model_copy(update={"base": None})
+        _dump(path, target.model_dump(mode="json"))
+        written = recipe.load(str(path))
+        assert written == target
+    return written
+
+
+def _dump(path: Path, data: dict[str, Any]) -> None:
+    write_atomically(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What of ``after`` has to be laid over ``before``; null takes out what is no longer there."""
+    changed: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        if key not in before:
+            changed[key] = value
+        elif isinstance(value, dict) and isinstance(before[key], dict):
+            if inner := _difference(before[key], value):
+                changed[key] = inner
+        elif value != before[key]:
+            changed[key] = value
+    return changed
