@@ -45,9 +45,9 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     if config.evaluate.cloze and not config.data.evaluation:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
     warnings = _corpora(plan) + _tasks(config)
-    _texts(plan, tokenizer)
     sizes = measure(config)
     _disk(plan, sizes)
+    _texts(plan, tokenizer)
     return sizes, warnings
 
 

@@ -52,7 +52,12 @@ def test_the_stages_come_in_order(keys: dict[str, str]) -> None:
         "learn/leap@0.5",
         *(f"harden/{item}" for item in variants[1:]),
         "cloze",
-        *(f"evaluate/{v}.{subject}" for v in variants for subject in ("words", "one", "two", "cloze")),
+        *(
+            f"evaluate/{v}.{subject}"
+            for v in variants
+            for subject in ("words", "samples", "map", "one", "two", "cloze")
+            if (v, subject) != ("dense", "map")
+        ),
     ]
 
 
@@ -83,18 +88,28 @@ CHANGES: dict[str, list[str]] = {
     "evaluate.batch_size=4": [],
     "evaluate.cloze.questions=9": ["cloze", "evaluate/*.cloze"],
     # Without a cloze task its text need not be kept; the texts that stay apart from it are the same.
-    "evaluate.cloze=null": ["calibrate/words", "evaluate/*.words"],
+    "evaluate.cloze=null": ["calibrate/words", "evaluate/*.words", "evaluate/*.samples"],
     "data.context_length=16": [
         "*",
         "!prior/magnitude*",
         "!harden/magnitude*",
+        "!evaluate/magnitude*.map",
         *(f"!evaluate/{v}.{task}" for v in ("dense", "magnitude*") for task in ("one", "two")),
     ],
     "data.calibration.tokens=2048": ["calibrate/calibration", *WANDA, *LEAP],
     "data.heldout.tokens=256": ["calibrate/heldout", "calibrate/calibration", *WANDA, *LEAP],
     "data.tokenizer_workers=1": [],
     "model.dtype=bfloat16": ["*", "!calibrate/*", "!cloze"],
-    "seed=1": [*WANDA, *LEAP, "cloze", "evaluate/*", "!evaluate/dense.words", "!evaluate/magnitude*.words"],
+    "seed=1": [
+        *WANDA,
+        *LEAP,
+        "cloze",
+        "evaluate/*",
+        "!evaluate/dense.words",
+        "!evaluate/magnitude*.words",
+        "!*.map",
+        "evaluate/[wl]*.map",
+    ],
     "tracking.experiment=other": [],
     "why=other": [],
 }

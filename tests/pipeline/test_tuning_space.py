@@ -88,7 +88,10 @@ def test_a_recipe_outside_of_a_space_widens_it(nano: RunConfig, tmp_path: Path) 
         ({"learning_rate": {"low": 0.2, "high": 0.1}}, ["learning_rate: low must lie below high"]),
         ({"weight_reward": {"low": 0, "high": 20, "log": True}}, ["weight_reward", "above 0 on a logarithmic scale"]),
         ({"learning_rate": {"low": 0.01, "high": 1}}, ["the published value 0.001 is not within 0.01 … 1"]),
-        ({"density.weight": {"low": 5, "high": 50, "log": True}}, ["the recipe's value 0 has no place on a logarithm"]),
+        (
+            {"density.weight": {"low": 5, "high": 50, "log": True}},
+            ["the recipe's value 0.0 has no place on a logarithmic scale"],
+        ),
         ({"noise": [False]}, ["noise: the published value True is not within one of False"]),
         ({"noise": {"low": 0, "high": 1}}, ["noise: a range is for numbers"]),
         ({"prior": {"low": 0, "high": 1}}, ["prior"]),
