@@ -314,7 +314,7 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("finished") == 1
-    assert "1 of 4 done" in out
+    assert "1 of 3 done" in out
 
 
 def test_a_plan_of_a_model_that_cannot_be_reached_leaves_out_sizes_only(
