@@ -138,7 +138,7 @@ def test_runs_are_compared_on_the_terminal_and_as_a_page(
     assert main(["compare", "tags.method = 'wanda'", "--runs", str(output)]) == 0
     assert "leap@0.5" not in capsys.readouterr().out
     for arguments, said in (
-        (["tags.method = "], 'error: filter "tags.method = "'),
+        (["tags.method = "], "error: filter 'tags.method = '"),
         (["tags.method = 'none'"], "no measured variant"),
         (["--experiment", "other"], "error: --experiment other: there is none"),
         (["--runs", str(output / "tiny")], "no mlflow.db there"),
