@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -14,22 +15,27 @@ from pipeline.rows import PackedRows
 def beginnings(rows: PackedRows, end: int, count: int, length: int) -> list[list[int]]:
     """The first ``length`` tokens of ``count`` documents, evenly spread over ``rows``.
 
-    A document begins after the token ``end``; shorter ones are passed over. Where a row holds no beginning that is
-    long enough, the row's own first tokens are taken.
+    A document begins after the token ``end``; shorter ones are passed over. Where a part of the rows holds no
+    beginning that is long enough, its first tokens are taken.
 
     Raises:
         ValueError: a row is shorter than ``length``.
     """
     found = []
     for number in range(count):
-        row = rows[number * len(rows) // count]
-        if len(row) < length:
-            raise ValueError(f"rows of {len(row)} tokens hold no prompt of {length}")
-        starts = np.flatnonzero(row == end) + 1
-        whole = [start for start in starts if start + length <= len(row) and end not in row[start : start + length]]
-        start = whole[0] if whole else 0
-        found.append([int(token) for token in row[start : start + length]])
+        first, last = (at * len(rows) // count for at in (number, number + 1))
+        if len(rows[first]) < length:
+            raise ValueError(f"rows of {len(rows[first])} tokens hold no prompt of {length}")
+        candidates = (text for row in range(first, last) for text in _beginnings(rows[row], end, length))
+        found.append([int(token) for token in next(candidates, rows[first][:length])])
     return found
+
+
+def _beginnings(row: np.ndarray, end: int, length: int) -> Iterator[np.ndarray]:
+    for start in np.flatnonzero(row == end) + 1:
+        text = row[start : start + length]
+        if len(text) == length and end not in text:
+            yield text
 
 
 @torch.no_grad()

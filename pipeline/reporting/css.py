@@ -68,5 +68,7 @@ code, pre { font-family: var(--mono); font-size: 12.5px; }
 pre { background: var(--panel); padding: 14px 16px; overflow-x: auto; margin: 8px 0 0; line-height: 1.5; }
 details { margin-top: 14px; }
 summary { cursor: pointer; color: var(--accent); font-size: 14px; }
+/* Pictures of masks are pixels, which know no variables. */
+@media (prefers-color-scheme: dark) { svg image { filter: brightness(1.5) saturate(0.75); } }
 @media (max-width: 640px) { main { padding: 24px 16px 48px; } dl { grid-template-columns: 1fr; } }
 """

@@ -158,9 +158,9 @@ def results_table(results: RunResults) -> str:
 
 
 def tasks_table(results: RunResults) -> str:
-    """The accuracy of the variants on each task; empty where there is none."""
+    """The accuracy of the variants on each of several tasks; that of a single one is the mean already."""
     tasks = tables.task_columns(results)
-    return _variants_table("accuracy, %", results, tasks) if tasks else ""
+    return _variants_table("accuracy, %", results, tasks) if len(tasks) > 1 else ""
 
 
 def _tiles(results: RunResults) -> str:

@@ -31,6 +31,7 @@ def rows(directory: Path, tokens: list[list[int]]) -> PackedRows:
 def test_prompts_begin_where_documents_do(tmp_path: Path) -> None:
     packed = rows(tmp_path, [[1, 2, END, 3, END, 4, 5, 6], [1, 1, 1, 1, 1, 1, END, 2], [1, END, 2, 3, 4, 5, END, 7]])
     assert beginnings(packed, END, 3, 3) == [[4, 5, 6], [1, 1, 1], [2, 3, 4]]
+    assert beginnings(packed, END, 2, 4) == [[1, 2, END, 3], [2, 3, 4, 5]], "none in the first part, one in the second"
     with pytest.raises(ValueError, match="rows of 8 tokens hold no prompt of 9"):
         beginnings(packed, END, 1, 9)
 

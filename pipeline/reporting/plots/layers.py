@@ -68,7 +68,7 @@ def layers_figure(variant: Variant, scale: Limits) -> Figure | None:
             axes.add_patch(cell)
             if len(layers) <= WRITTEN_LAYERS:
                 middle = (column_of[index] + 0.5, y + 0.52)
-                colour = GROUND if _shade(sparsity, scale) > 0.55 else INK
+                colour = GROUND if _shade(sparsity, scale) > 0.62 else INK
                 axes.annotate(percent(sparsity), middle, ha="center", va="center", fontsize=8, color=colour)
         axes.text(len(layers) + 0.3, y + 0.5, percent(fmean(row.values())), va="center", fontsize=8.5, color=INK)
     axes.text(len(layers) + 0.3, -0.1, "mean", va="bottom", fontsize=8.5, color=MUTED)

@@ -28,30 +28,31 @@ def masks_figure(variant: Variant) -> Figure | None:
         return None
     projections = list(dict.fromkeys(projection for projection, _ in placed))
     layers = sorted({layer for _, layer in placed})
+    # The longer of the two lies across, where the page has room.
+    upright = len(layers) < len(projections)
+    down, across = (len(layers), len(projections)) if upright else (len(projections), len(layers))
     values = np.concatenate([tiles.ravel() for tiles in placed.values()])
     low, high = np.percentile(values, [(100 - SHARE_SHOWN) / 2, (100 + SHARE_SHOWN) / 2])
     step = PIXELS + GAP
-    sheet = np.zeros((len(projections) * step - GAP, len(layers) * step - GAP, 4))
+    sheet = np.zeros((down * step - GAP, across * step - GAP, 4))
     sheet[..., :3] = to_rgb(ACCENT)
     for (projection, layer), tiles in placed.items():
-        y, x = projections.index(projection) * step, layers.index(layer) * step
-        height, width = tiles.shape
+        row, column = projections.index(projection), layers.index(layer)
+        row, column = (column, row) if upright else (row, column)
+        top, left = (at * step + (PIXELS - side) // 2 for at, side in zip((row, column), tiles.shape, strict=True))
         alpha = 0.04 + 0.96 * np.clip((tiles - low) / max(high - low, 1e-6), 0, 1)
-        top, left = y + (PIXELS - height) // 2, x + (PIXELS - width) // 2
-        sheet[top : top + height, left : left + width, 3] = alpha
-    # Wide models fill the page; small ones stay small enough for their tiles to be seen as tiles.
-    width = min(10.0, 2.0 + 1.1 * len(layers))
-    inches = (width - 2.0) / len(layers)
-    figure = Figure(figsize=(10, inches * len(projections) + 0.9), layout="constrained")
+        sheet[top : top + tiles.shape[0], left : left + tiles.shape[1], 3] = alpha
+    figure = Figure(figsize=(10, min(8.8 / across, 1.25) * down + 0.9), layout="constrained")
     axes = figure.subplots()
     image: AxesImage = axes.imshow(sheet, interpolation="nearest", aspect="equal")
     image.set_rasterized(True)
-    centres = [i * step + PIXELS / 2 - 0.5 for i in range(max(len(projections), len(layers)))]
     every = math.ceil(len(layers) / 16)
-    axes.set_xticks(centres[: len(layers) : every], [str(layer) for layer in layers[::every]])
-    axes.set_yticks(centres[: len(projections)], [name.rsplit(".", 1)[-1] for name in projections])
-    axes.set_xlabel("layer")
-    axes.tick_params(length=0)
+    numbers = [(_centre(i), str(layer)) for i, layer in enumerate(layers)][::every]
+    names = [(_centre(i), name.rsplit(".", 1)[-1]) for i, name in enumerate(projections)]
+    axes.set_xticks(*zip(*(names if upright else numbers), strict=True))
+    axes.set_yticks(*zip(*(numbers if upright else names), strict=True))
+    (axes.set_ylabel if upright else axes.set_xlabel)("layer")
+    axes.tick_params(length=0, labelcolor=INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_title(
@@ -59,6 +60,8 @@ def masks_figure(variant: Variant) -> Figure | None:
         "down: outputs, across: inputs",
         fontsize=8.5, fontweight="normal", color=MUTED,
     )  # fmt: skip
-    for label in axes.get_yticklabels():
-        label.set_color(INK)
     return figure
+
+
+def _centre(cell: int) -> float:
+    return cell * (PIXELS + GAP) + PIXELS / 2 - 0.5

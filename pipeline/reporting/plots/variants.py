@@ -54,9 +54,9 @@ def perplexity_figure(results: RunResults) -> Figure | None:
 
 
 def accuracy_figure(results: RunResults) -> Figure | None:
-    """The mean, then one panel for each task; whiskers of one standard error."""
+    """The mean of several tasks, then one panel for each; whiskers of one standard error."""
     measures: dict[str, Callable[[Variant], tuple[float, float] | None]] = {}
-    if any(v.get("mean_accuracy") for v in results.get("variants", [])):
+    if len(summary.tasks(results)) != 1 and any(v.get("mean_accuracy") for v in results.get("variants", [])):
         measures["mean of tasks"] = _mean_accuracy
     for task in summary.tasks(results):
         measures[task] = lambda variant, task=task: _task_accuracy(variant, task)  # type: ignore[misc]
