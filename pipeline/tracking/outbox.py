@@ -44,8 +44,8 @@ class Outbox:
 
     def __init__(self, file: Path, store: Store) -> None:
         self._file, self._store = file, store
-        self._pause = 0.0
-        self._next_try = 0.0
+        self._is_away = False
+        self._pause = self._next_try = 0.0
         self._refused: dict[str, int] = {}
 
     def deliver(self, now: bool = False) -> bool:
@@ -71,9 +71,9 @@ class Outbox:
             # Also when interrupted between two records.
             if end != start:
                 self._store.acknowledge(end)
-        if self._pause:
+        if self._is_away:
             log.warning("%s is back and has all records", self._store)
-        self._pause = self._next_try = 0.0
+        self._is_away, self._pause, self._next_try = False, 0.0, 0.0
         return True
 
     def info(self) -> dict[str, str]:
@@ -97,8 +97,9 @@ class Outbox:
         return notes
 
     def _away(self, error: Exception) -> None:
-        if not self._pause:
+        if not self._is_away:
             log.warning("%s is away, the run goes on and keeps its records (%s)", self._store, _line(error))
+        self._is_away = True
         self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
         self._next_try = time.monotonic() + self._pause
 

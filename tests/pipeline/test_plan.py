@@ -89,6 +89,8 @@ CHANGES: dict[str, list[str]] = {
     "evaluate.cloze.questions=9": ["cloze", "evaluate/*.cloze"],
     # Without a cloze task its text need not be kept; the texts that stay apart from it are the same.
     "evaluate.cloze=null": ["calibrate/words", "evaluate/*.words", "evaluate/*.samples"],
+    "evaluate.samples.prompts=1": ["evaluate/*.samples"],
+    "evaluate.samples=null": [],
     "data.context_length=16": [
         "*",
         "!prior/magnitude*",
