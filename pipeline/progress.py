@@ -133,6 +133,11 @@ class Console:
             else:
                 self.say(line)
 
+    def forget(self, name: str) -> None:
+        """Take away the bar of what has ended before its stage."""
+        if self._bars and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+
     def emit(self, event: str, **facts: Any) -> None:
         """Print one JSON line."""
         print(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **jsonable(facts)}), flush=True)

@@ -40,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--recipe", required=True, help="name of a recipe, or a .yaml file")
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
         if name == "run":
-            told = command.add_mutually_exclusive_group()
-            told.add_argument("--quiet", action="store_true", help="print warnings and the result only")
-            told.add_argument("--json", action="store_true", help="print JSON lines: progress, warnings, the result")
+            _add_modes(command)
     compare = commands.add_parser("compare", help="print the variants of all runs side by side; write it as HTML too")
     compare.add_argument("filter", nargs="?", default="", help="MLflow's filter, such as \"tags.model = 'nano'\"")
     compare.add_argument("--experiment", default="leap", help="MLflow experiment")
@@ -72,8 +70,14 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument(
         "--confirm", action="store_true", help="run the winner and what it would replace with three seeds each"
     )
-    command.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+    _add_modes(command)
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
+
+
+def _add_modes(command: argparse.ArgumentParser) -> None:
+    told = command.add_mutually_exclusive_group()
+    told.add_argument("--quiet", action="store_true", help="print warnings and the result only")
+    told.add_argument("--json", action="store_true", help="print JSON lines: progress, warnings, the result")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,11 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
 
             show_plan(load(args.recipe, args.overrides))
         elif args.command == "tune":
+            from pipeline.progress import mode_for
             from pipeline.tuning.command import tune
             from pipeline.tuning.search import Options
 
             options = Options(proposer=args.search, trials=args.trials, against=args.against, stop_early=not args.full)
-            tune(args.recipe, args.space, args.overrides, options, confirmed=args.confirm, quiet=args.quiet)
+            tune(args.recipe, args.space, args.overrides, options, args.confirm, mode_for(args.quiet, args.json))
         else:
             from pipeline.main import prune
             from pipeline.progress import mode_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from rich.console import Console as RichConsole
 from pipeline import recipe
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, resources
+from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources
 from pipeline.main import begin, local_directory
 from pipeline.plan import Plan
-from pipeline.progress import Board, Console, mode_for
-from pipeline.records import commit
+from pipeline.progress import Board, Console, Mode
+from pipeline.records import tags as run_tags
 from pipeline.storage import StageDir, fingerprint, write_atomically
 from pipeline.tracking import Run, make_tracker
 from pipeline.tuning import outcome, search, space, winner
@@ -35,7 +36,7 @@ RECORDS = "trials.json"
 
 
 def tune(
-    name: str, space_name: str, overrides: list[str], options: Options, confirmed: bool = False, quiet: bool = False
+    name: str, space_name: str, overrides: list[str], options: Options, confirmed: bool = False, mode: Mode = "lines"
 ) -> None:
     """Search a space on a recipe; what an earlier attempt finished is not done again.
 
@@ -45,7 +46,9 @@ def tune(
 
     Raises:
         UserError: wrong input, before anything is started where that can be known.
+        KeyboardInterrupt: the search was interrupted or terminated; its records say so.
     """
+    end_in_order_when_terminated()
     asked = recipe.load(name, overrides)
     learn = _learn(asked)
     found = space.load(space_name, asked, learn)
@@ -54,51 +57,53 @@ def tune(
         raise UserError("--confirm: needs one winner, and --against has as many as lie on the front")
     sparsity = max(asked.sparsities)
     plan, _, warnings = begin(_config(asked, learn, wanted, sparsity))
+    if len(asked.sparsities) > 1 and options.against != "sparsity":
+        warnings.append(f"the search is at sparsity {sparsity:g}, the highest of {asked.sparsities}")
     config = plan.config
     key = fingerprint(VERSION, _identity(config), learn, wanted, [s.key for s in plan.stages if s.stage == "prior"])
     stage = StageDir(plan.corpora["calibration"][0].uri, "tune", found.name, key)
     directory = local_directory(plan) / "tune" / f"{found.name}-{key}"
+    tracker = make_tracker(config.tracking.uri, config.tracking.experiment, local_directory(plan))
     with ExitStack() as stack:
-        console = stack.enter_context(Console(directory / "tune.log", mode_for(quiet, False)))
-        if len(asked.sparsities) > 1 and options.against != "sparsity":
-            warnings.append(f"the search is at sparsity {sparsity:g}, the highest of {asked.sparsities}")
+        console = stack.enter_context(Console(directory / "tune.log", mode))
         for text in warnings:
             console.warn(text)
         console.say(f"space {found.name} on recipe {config.name}: {wanted.trials} trials, results in {directory}")
-        tracker = make_tracker(config.tracking.uri, config.tracking.experiment, local_directory(plan))
-        tags = {
-            "stage": "tune",
-            "recipe": config.name,
-            "space": found.name,
-            "model": config.model.source,
-            "fingerprint": key,
-            "seed": str(config.seed),
-            "git_commit": commit(),
-        }
+        tags = run_tags(plan) | {"stage": "tune", "method": learn, "space": found.name}
         run = stack.enter_context(tracker.start_run(f"tune-{config.name}-{found.name}-{key[:8]}", tags=tags))
         run.log_params(config.model_dump(mode="json"))
         run.log_params({"space": {field: str(domain) for field, domain in wanted.domains.items()}})
+        comparisons: list[Comparison] = []
         try:
             Flow(plan, console, run).execute(last="prior")
-            records = _search(plan, learn, sparsity, wanted, stage, directory / RECORDS, console, run)
-            reference = _reference(records, wanted, found)
+            with console.stage("search"):
+                records = _search(plan, learn, sparsity, wanted, stage, directory / RECORDS, console, run)
             winners = outcome.front(records, options.against) if options.against else outcome.finished(records)[:1]
-            recipes = _write_winners(directory, name, asked, learn, found, winners)
-            comparisons: list[Comparison] = []
             if confirmed and winners:
                 contenders = _contenders(found, winners[0])
                 comparisons = confirm(config, learn, sparsity, contenders, console, run)
         except TrainingError as error:
             raise UserError(str(error)) from error
-        summary = Summary(
-            config, learn, sparsity, found, wanted, list(records), reference, winners, recipes, comparisons
-        )
+        recipes = _write_winners(directory, name, asked, learn, found, winners)
+        reference = _reference(records, wanted, found)
+        trials = list(records)
+        summary = Summary(config, learn, sparsity, found, wanted, trials, reference, winners, recipes, comparisons)
         page = _report(summary, directory, run)
+    _tell(summary, page, tracker.summary(), console)
+
+
+def _tell(summary: Summary, page: Path, places: list[str], console: Console) -> None:
+    """The end of a search on the terminal."""
+    if console.mode == "json":
+        winners = [asdict(trial) for trial in summary.winners]
+        told = {"text": summary.sentences(), "winners": winners, "recipes": summary.recipes}
+        console.emit("result", report=str(page.resolve()), **told)
+        return
     print_summary(summary, RichConsole())
-    for path in recipes:
+    for path in summary.recipes:
         print(f"Recipe: {path}")
     print(f"Report: {page.resolve()}")
-    for line in tracker.summary():
+    for line in places:
         print(line)
 
 

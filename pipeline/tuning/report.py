@@ -69,20 +69,14 @@ def print_summary(summary: Summary, console: Console) -> None:
     """The table of the best trials and what was found."""
     trials = summary.winners if summary.search.options.against else _ranked(summary.trials)[:SHOWN]
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for header, justify in (
-        ("trial", "right"),
-        ("status", "left"),
-        ("loss", "right"),
-        ("perplexity", "right"),
-        ("tokens", "right"),
-        ("sparsity", "right"),
-        ("values", "left"),
-    ):
-        shown.add_column(header, justify=justify)  # type: ignore[arg-type]
+    for header in ("trial", "loss", "perplexity", "tokens", "sparsity", "time", "status"):
+        shown.add_column(header, justify="left" if header == "status" else "right")
     for trial in trials:
-        values = ", ".join(f"{key} {_value(value)}" for key, value in trial.values.items())
-        shown.add_row(str(trial.number), trial.status, *_measures(trial), values)
+        shown.add_row(str(trial.number), *_measures(trial), duration(trial.seconds), trial.status)
     console.print(shown)
+    for trial in summary.winners:
+        values = ", ".join(f"{key} {_value(value)}" for key, value in trial.values.items())
+        console.print(f"trial {trial.number}: {values}", highlight=False)
     for sentence in summary.sentences():
         console.print(sentence, soft_wrap=True, highlight=False)
 

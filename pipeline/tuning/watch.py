@@ -76,6 +76,7 @@ class Watcher:
         record = active.record
         record.ended = self._records.seconds
         active.end(error)
+        self._console.forget(active.name)
         loss = "no measurement" if record.loss is None else f"held-out loss {record.loss:.4f}"
         why = f": {record.error}" if record.error else ""
         self._console.say(f"trial {record.number} {record.status}  {loss}  {record.seconds:.0f} s{why}")
@@ -98,14 +99,16 @@ class _Active:
         job = trials.job(record.values)
         settings = job.learn.settings
         self._stage, self._steps = job.stage, settings.steps
+        self.name = f"trial {record.number}"
         self._progress = TrainingProgress(
             console,
-            f"trial {record.number}",
+            self.name,
             settings.steps,
             settings.batch_rows * trials.config.data.context_length,
             1 - job.sparsity,
         )
-        self._run = run.child(f"trial-{record.number:03d}", {"stage": "trial", "method": trials.learn})
+        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsity:g}"}
+        self._run = run.child(f"trial-{record.number:03d}", tags)
         self._run.log_params({**record.values, SPARSITY: job.sparsity, "steps": settings.steps})
         self._began = time.time()
         self._before = record.seconds

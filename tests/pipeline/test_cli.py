@@ -36,6 +36,7 @@ COMMANDS = {
         "--full": 0,
         "--confirm": 0,
         "--quiet": 0,
+        "--json": 0,
         "overrides": "*",
     },
     "recipes": {},
