@@ -222,8 +222,6 @@ class _Learning:
         self.work = work
         settings = work.config.settings
         self._run = _learning_run(run, work)
-        # Steps that are done again after a kill are known already.
-        self._logged = self._run.last_step
         self._board = Board.remote()  # type: ignore[attr-defined]
         self._progress = TrainingProgress(
             console,
@@ -248,6 +246,10 @@ class _Learning:
         found = Checkpoint.find(work.stage.uri_of("checkpoints"))
         if found:
             console.say(f"  {work.stage.name} continues at step {found.step}")
+            # A driver that was killed may have saved steps that it had not recorded yet,
+            _log_history(self._run, found)
+        # and may have recorded steps that are done again.
+        self._logged = self._run.last_step
         self._began = time.time()
         books = str(Path(plan.directory).resolve() / "ray_train") if "://" not in plan.directory else plan.directory
         self._future = learn.fit.remote(job, books)
@@ -289,15 +291,19 @@ def _learning_run(run: Run, work: LearnWork) -> Run:
 def _log_finished(run: Run, work: LearnWork) -> None:
     """Record the curves of a learning run that an earlier pipeline run finished."""
     with _learning_run(run, work) as child:
-        history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
-        if child.last_step < history[-1]["step"]:
-            # What is measured now and then, and what is measured at each step.
-            watched = [step for step in history if "mask_loss.hard" in step]
-            for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
-                if steps:
-                    names = [name for name in steps[0] if name != "step"]
-                    curves = {name: [step[name] for step in steps] for name in names}
-                    child.log_series([int(step["step"]) for step in steps], curves)
+        _log_history(child, Checkpoint(work.stage.uri_of("checkpoints")))
+
+
+def _log_history(run: Run, checkpoint: Checkpoint) -> None:
+    """Record the steps up to ``checkpoint`` that ``run`` has no metrics of."""
+    history = [step for step in checkpoint.facts["history"] if step["step"] > run.last_step]
+    # What is measured now and then, and what is measured at each step.
+    watched = [step for step in history if "mask_loss.hard" in step]
+    for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
+        if steps:
+            names = [name for name in steps[0] if name != "step"]
+            curves = {name: [step[name] for step in steps] for name in names}
+            run.log_series([int(step["step"]) for step in steps], curves)
 
 
 def numbers(event: Mapping[str, Any]) -> dict[str, float]:
