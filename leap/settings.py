@@ -89,7 +89,7 @@ class LearnSettings:
     scope: Scope = "global"
     """Within what the asked sparsity holds exactly after hardening: the model, each layer or each row."""
     seed: int = 0
-    """Seed of the first logits and of the noise."""
+    """Seed of the first logits and of the noise; in the pipeline also of the order of the rows."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -103,6 +104,11 @@ class LearnConfig(Section):
     """Name of another entry of ``learn``: whatever is not given here is as there."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
+    seeds: list[Annotated[int, Field(ge=0)]] = []
+    """Learn once with each of these in place of ``settings.seed``, from the same prior and calibration rows.
+
+    Several make a variant NAME.seedN each, and one row of the table with their mean and standard deviation.
+    """
     workers: int = Field(default=1, gt=0)
     """Data-parallel workers that the logits are sharded over."""
     threads: int = Field(default=1, gt=0)
@@ -119,6 +125,17 @@ class LearnConfig(Section):
     """Held-out rows of such a measurement."""
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced before the run fails."""
+
+    def with_seed(self, seed: int) -> LearnConfig:
+        """The learning run of one seed."""
+        settings = dataclasses.replace(self.settings, seed=seed)
+        return self.model_copy(update={"settings": settings, "seeds": []})
+
+    @model_validator(mode="after")
+    def _seeds_are_named_once(self) -> LearnConfig:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, not {self.seeds}")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> LearnConfig:

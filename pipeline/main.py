@@ -70,8 +70,8 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
 def _report(plan: Plan, results: RunResults, run: Run, directory: Path) -> Path:
     """Write the results as JSON and as a page, and record them."""
     rows: dict[str, Any] = {row["name"]: row for row in results["variants"]}
-    for variant in plan.variants:
-        records.log_variant(run, plan, variant, rows[variant.name])
+    for row in rows.values():
+        records.log_variant(run, plan, row)
     records.log_models(run, plan, rows)
     run.log_table(result_rows(results), "results.csv")
     run.log_dict(results, "results.json")

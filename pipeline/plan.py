@@ -6,7 +6,7 @@ anything or reads a corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"like", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+_FREE = {"like", "seeds", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Variant:
     export: StageDir | None = None
     made_by: StageDir | None = None
     """The prior, learn or reconstruct stage that the mask comes from."""
+    seed: int | None = None
+    """Of the learning run, where there are others that differ in nothing else."""
 
     @property
     def name(self) -> str:
-        return self.method if self.sparsity is None else f"{self.method}@{self.sparsity:g}"
+        return self.method if self.sparsity is None else _item(self.method, self.seed, self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -153,23 +155,37 @@ def make_plan(config: RunConfig) -> Plan:
             scope = "layer" if method == "magnitude" else config.prior.scope
             export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
             plan.variants.append(Variant(method, sparsity, scope, export, made))
-        for name, learned in config.learn.items():
+        for name, seed, learned in _learning_runs(config):
             start = plan.priors[learned.settings.prior, sparsity]
             decisive = learned.model_dump(mode="json", exclude=_FREE)
             key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
-            stage = place("learn", f"{name}@{sparsity:g}", learn.VERSION, *key)
+            stage = place("learn", _item(name, seed, sparsity), learn.VERSION, *key)
             work = LearnWork(stage, name, sparsity, learned, start)
             plan.learns.append(work)
-            export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
-            plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
+            made_by = {name: stage}
             if name in config.reconstruct:
                 key = [prior.VERSION, stage.key, layer_wise_inputs]
-                fitted = place("reconstruct", f"{name}+weights@{sparsity:g}", *key)
+                fitted = place("reconstruct", _item(f"{name}+weights", seed, sparsity), *key)
                 plan.reconstructions.append(Reconstruction(fitted, work))
-                export = place("harden", f"{name}+weights@{sparsity:g}", harden.VERSION, fitted.key)
-                plan.variants.append(Variant(f"{name}+weights", sparsity, learned.settings.scope, export, fitted))
+                made_by[f"{name}+weights"] = fitted
+            for method, made in made_by.items():
+                export = place("harden", _item(method, seed, sparsity), harden.VERSION, made.key)
+                plan.variants.append(Variant(method, sparsity, learned.settings.scope, export, made, seed))
     _plan_measurements(plan, place, model)
     return plan
+
+
+def _learning_runs(config: RunConfig) -> Iterator[tuple[str, int | None, LearnConfig]]:
+    """Entry, seed where it has several, and settings of each learning run at one sparsity."""
+    for name, entry in config.learn.items():
+        seeds = entry.seeds or [entry.settings.seed]
+        for seed in seeds:
+            yield name, seed if len(seeds) > 1 else None, entry.with_seed(seed)
+
+
+def _item(method: str, seed: int | None, sparsity: float) -> str:
+    """Name of a piece of work and of the variant that it makes. Names of methods have no dot."""
+    return f"{method}{'' if seed is None else f'.seed{seed}'}@{sparsity:g}"
 
 
 def corpus_key(config: RunConfig, role: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from typing import Any, cast
 
@@ -15,11 +14,13 @@ from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
 from pipeline.stages import evaluate, harden, mask_map
 from pipeline.storage import StageDir
+from pipeline.table_rows import table_rows
 
 
 def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
     """Results of a plan whose stages are all finished."""
     config = plan.config
+    rows, chance, clear = table_rows(plan, _variant)
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
@@ -30,7 +31,9 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "context_length": config.data.context_length,
-        "variants": [_variant(plan, variant) for variant in plan.variants],
+        "variants": rows,
+        "chance": chance,
+        "clear_tasks": clear,
         "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
         "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
         "stages": timings,
@@ -42,6 +45,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
 
 
 def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
+    """What a row says besides perplexities and accuracies."""
     row: dict[str, Any] = {
         "name": variant.name,
         "method": variant.method,
@@ -50,9 +54,6 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
         "training_tokens": _training_tokens(plan, variant),
         "scope": variant.scope,
         "weights_changed": False,
-        "perplexity": {},
-        "tasks": {},
-        "mean_accuracy": None,
     }
     if variant.export and variant.made_by:
         exported = variant.export.manifest() or {}
@@ -63,32 +64,13 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
             "directory": variant.export.uri_of(),
             "sparsity_per_layer": json.loads((variant.export.path() / harden.LAYERS).read_text()),
         }
+    if work := plan.learned(variant):
+        row["seed"] = work.config.settings.seed
     for m in plan.measurements:
-        if m.variant is not variant:
-            continue
-        if m.kind == "map":
+        if m.variant is variant and m.kind == "map":
             row["mask_map"] = mask_map.densities(m.stage)
-            continue
-        found = evaluate.result(m.stage)
-        if m.kind == "samples":
-            row["samples"] = found
-        elif m.kind == "perplexity":
-            row["perplexity"][m.subject] = {
-                "perplexity": found["perplexity"],
-                "stderr_nll": found["nll_stderr"] or 0.0,
-                "tokens": found["tokens"],
-            }
-        else:
-            metrics = found["metrics"]
-            row["tasks"][m.subject] = {
-                "acc": metrics["acc"],
-                "acc_stderr": metrics["acc_stderr"],
-                "documents": found["documents"],
-            }
-    errors = [task["acc_stderr"] or 0.0 for task in row["tasks"].values()]
-    if errors:
-        mean = sum(task["acc"] for task in row["tasks"].values()) / len(errors)
-        row["mean_accuracy"] = {"acc": mean, "stderr": math.sqrt(sum(e * e for e in errors)) / len(errors)}
+        elif m.variant is variant and m.kind == "samples":
+            row["samples"] = evaluate.result(m.stage)
     return row
 
 

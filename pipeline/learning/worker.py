@@ -36,6 +36,11 @@ class Job:
     board: Any
     """Actor that takes the events of the run, see :mod:`pipeline.progress`."""
 
+    @property
+    def own_seed(self) -> int:
+        """Of first logits and of the order of the rows: another for each seed of the run and of the settings."""
+        return self.seed * 1009 + self.learn.settings.seed
+
 
 def train_loop(config: dict[str, Any]) -> None:
     """Entry point of a worker; ``config["job"]`` is a :class:`Job`."""
@@ -65,14 +70,14 @@ class _Worker:
         def initial(number: int, name: str) -> Tensor:
             if resumed:
                 return resumed.logits(name)
-            seed = ((job.seed * 1009 + self.settings.seed) * 1_000_003 + number) % 2**63
+            seed = (job.own_seed * 1_000_003 + number) % 2**63
             return gate.initial(*prior.layer(name), torch.Generator().manual_seed(seed))
 
         self.zero = ZeroModel(job.model, job.learn, gate, initial)
         self.learner = MaskLearner(
             self.zero.forward, self.zero.state, self.zero.weights, self.settings, 1 - job.sparsity, self._mean
         )
-        self.rows = PackedRows(job.calibration.path(), shuffle=job.seed)
+        self.rows = PackedRows(job.calibration.path(), shuffle=job.own_seed)
         self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
         self.first_step = 0

@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.learning.worker import Job, train_loop
 
-VERSION = 1
+VERSION = 2
 
 
 @ray.remote(num_cpus=0, max_retries=0)
