@@ -132,17 +132,17 @@ class BoundedHFLM(HFLM):
         ]
 
     def _fit(self, request: Request) -> Request:
-        """Count a request that is too long; HFLM itself drops its leftmost tokens.
+        """Cut a request that is too long on its left, as HFLM does, and note it.
 
-        HFLM refuses a continuation longer than the context length. Its first tokens become context here, so that it is
-        cut from the left like everything else.
+        A continuation longer than the context length is cut like everything else: its first tokens become context.
         """
         text, context, continuation = request
-        if len(context) + len(continuation) > self.max_length + 1:  # the last token is predicted, never fed
-            self.truncated.add(text)
-            overflow = max(0, len(continuation) - self.max_length)
-            return text, context + continuation[:overflow], continuation[overflow:]
-        return request
+        overflow = len(context) + len(continuation) - (self.max_length + 1)  # the last token is predicted, never fed
+        if overflow <= 0:
+            return request
+        self.truncated.add(text)
+        seen = max(0, len(continuation) - self.max_length)
+        return text, (context + continuation[:seen])[overflow:], continuation[seen:]
 
     def _batch_size(self, tokens: int) -> int:
         """Requests of ``tokens`` tokens that fit into the budget, at least one."""

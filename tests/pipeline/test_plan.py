@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import corpora, estimate, models, recipe
 from pipeline.errors import UserError
+from pipeline.learning.worker import Job
 from pipeline.plan import Plan, make_plan, task_directory
 from pipeline.sizes import measure
 
@@ -69,6 +70,10 @@ CHANGES: dict[str, list[str]] = {
     "learn.leap.settings.temperature.end=0.1": LEAP,
     "learn.leap.settings.density.weight=7": LEAP,
     "learn.leap.settings.prior=magnitude": LEAP,
+    "learn.leap.settings.seed=1": LEAP,
+    "learn.leap.seeds=[0]": [],
+    "learn.leap.seeds=[1]": LEAP,
+    "learn.leap.seeds=[0, 1]": ["*/leap.seed?@*"],
     "learn.leap.workers=1": [],
     "learn.leap.threads=2": [],
     "learn.leap.gpu=true": [],
@@ -132,6 +137,30 @@ def test_a_change_makes_necessary_what_depends_on_it_and_nothing_else(
             assert found, pattern
             expected |= found
     assert again == expected
+
+
+def test_several_seeds_share_the_prior_and_differ_in_the_seed_alone(tiny: Path, base: list[str]) -> None:
+    plan = plan_of(tiny, [*base, "learn.leap.seeds=[3, 5]", "reconstruct=[leap]"])
+    assert [work.config.settings.seed for work in plan.learns] == [3, 5]
+    assert len({work.prior.key for work in plan.learns}) == 1
+    learned = [(v.name, v.method, v.seed) for v in plan.variants if plan.learned(v)]
+    assert learned == [
+        ("leap.seed3@0.5", "leap", 3),
+        ("leap+weights.seed3@0.5", "leap+weights", 3),
+        ("leap.seed5@0.5", "leap", 5),
+        ("leap+weights.seed5@0.5", "leap+weights", 5),
+    ]
+
+
+def test_the_order_of_the_rows_follows_both_seeds(tiny: Path) -> None:
+    learn = recipe.load(str(tiny / "tiny.yaml")).learn["leap"]
+    seeds = {
+        (run, own): Job(*[None] * 2, learn.with_seed(own), 0.5, run, *[None] * 4).own_seed  # type: ignore[list-item, arg-type]
+        for run in (0, 1)
+        for own in (0, 1)
+    }
+    assert seeds[0, 0] == 0
+    assert len(set(seeds.values())) == 4
 
 
 def test_output_and_name_move_results_and_change_none(
