@@ -56,16 +56,15 @@ def results_table(results: RunResults, width: int) -> Table:
 
 def differences_table(results: RunResults, rows: list[differences.Row], width: int) -> Table:
     """The table of differences with the columns that fit in ``width``; the single tasks go first."""
-    left = width - sum(
-        max(len(text) for text in texts) + GAP for texts in zip(*((r.name, r.base) for r in rows), strict=True)
-    )
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    table.add_column("difference of")
-    table.add_column("and")
+    left = width
+    for header, texts in (("difference of", [row.name for row in rows]), ("and", [row.base for row in rows])):
+        table.add_column(header, no_wrap=True)
+        left -= max(map(len, (header, *texts))) + GAP
     columns = []
     for column in differences.columns(results):
         left -= max(len(column.header), *(len(column.text(row)) for row in rows)) + GAP
-        if left >= -GAP:
+        if left >= -GAP:  # nothing follows the last one
             columns.append(column)
     for column in columns:
         table.add_column(column.header, justify="right", no_wrap=True)

@@ -84,10 +84,10 @@ def test_variants_of_several_seeds_stand_behind_their_mean(made: Any) -> None:
 
 def test_learned_variants_are_compared_with_the_best_layer_wise_one_and_with_admm(made: Any) -> None:
     rows, _, _ = made
-    assert [row["rival"] for row in rows.values()] == [None] * 3 + ["wanda@0.5"] * 3
+    assert [row.get("rival") for row in rows.values()] == [None] * 3 + ["wanda@0.5"] * 3
     assert list(rows["leap@0.5"]["against"]) == ["wanda@0.5", "admm@0.5", "dense"]
     assert list(rows["admm@0.5"]["against"]) == ["dense"]
-    assert "dense" not in rows["dense"]["against"] or rows["dense"]["against"]["dense"] is None
+    assert "against" not in rows["dense"]
 
 
 def test_differences_are_paired(made: Any) -> None:
