@@ -96,7 +96,17 @@ def _training(plan: Plan, index: int) -> dict[str, Any]:
     tokens = work.config.settings.batch_rows * plan.config.data.context_length
     curves = {
         name: [step[name] for step in history]
-        for name in ("step", "loss", "lm_loss", "density", "expected_density", "temperature", "scale", "learning_rate")
+        for name in (
+            "step",
+            "loss",
+            "lm_loss",
+            "density",
+            "expected_density",
+            "temperature",
+            "scale",
+            "learning_rate",
+            "seconds",
+        )
     }
     if "multiplier" in history[0]:
         curves["lagrangian"] = [step["multiplier"] for step in history]

@@ -155,6 +155,8 @@ class Training(TypedDict, total=False):
     scale: list[float]
     lagrangian: list[float]
     learning_rate: list[float]
+    seconds: list[float]
+    """Of each step, without the measurements on held-out text."""
     masks: MaskLosses
     tokens_per_second: float
 
