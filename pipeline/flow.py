@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.progress import Board, Console, TrainingProgress
 from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
+from pipeline.tracking.curves import Curves
 
 
 class TrainingError(Exception):
@@ -130,7 +131,8 @@ class Flow:
         waiting = []
         for work in self.plan.learns:
             if self._cached(work.stage):
-                _log_finished(self._stage_run, work)
+                with _learning_run(self._stage_run, work) as child:
+                    Curves(child).fill(Checkpoint(work.stage.uri_of("checkpoints")).facts["history"])
             else:
                 waiting.append(work)
         cpus = ray.cluster_resources().get("CPU", 1)
@@ -244,12 +246,10 @@ class _Learning:
             board=self._board,
         )
         found = Checkpoint.find(work.stage.uri_of("checkpoints"))
+        self._curves = Curves(self._run)
         if found:
             console.say(f"  {work.stage.name} continues at step {found.step}")
-            # A driver that was killed may have saved steps that it had not recorded yet,
-            _log_history(self._run, found)
-        # and may have recorded steps that are done again.
-        self._logged = self._run.last_step
+            self._curves.fill(found.facts["history"])
         self._began = time.time()
         books = str(Path(plan.directory).resolve() / "ray_train") if "://" not in plan.directory else plan.directory
         self._future = learn.fit.remote(job, books)
@@ -262,8 +262,7 @@ class _Learning:
                 self._error = event
             elif "loss" in event:
                 self._progress.show(event)
-                if event["step"] > self._logged:
-                    self._run.log_metrics(numbers(event), step=int(event["step"]))
+                self._curves.add(event)
         if not finished:
             return False
         _get(self._future)
@@ -276,6 +275,8 @@ class _Learning:
             )
         with self.work.stage.work(keep=True) as (_, facts):
             facts["seconds"] = round(time.time() - self._began, 3)
+        # Steps whose worker was killed before it could tell of them.
+        self._curves.fill(Checkpoint(self.work.stage.uri_of("checkpoints")).facts["history"])
         self._run.end()
         ray.kill(self._board)
         return True
@@ -286,29 +287,6 @@ def _learning_run(run: Run, work: LearnWork) -> Run:
     child = run.child(work.stage.name, records.learn_tags(work))
     child.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
     return child
-
-
-def _log_finished(run: Run, work: LearnWork) -> None:
-    """Record the curves of a learning run that an earlier pipeline run finished."""
-    with _learning_run(run, work) as child:
-        _log_history(child, Checkpoint(work.stage.uri_of("checkpoints")))
-
-
-def _log_history(run: Run, checkpoint: Checkpoint) -> None:
-    """Record the steps up to ``checkpoint`` that ``run`` has no metrics of."""
-    history = [step for step in checkpoint.facts["history"] if step["step"] > run.last_step]
-    # What is measured now and then, and what is measured at each step.
-    watched = [step for step in history if "mask_loss.hard" in step]
-    for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
-        if steps:
-            names = [name for name in steps[0] if name != "step"]
-            curves = {name: [step[name] for step in steps] for name in names}
-            run.log_series([int(step["step"]) for step in steps], curves)
-
-
-def numbers(event: Mapping[str, Any]) -> dict[str, float]:
-    """What a step measured, of what a training worker tells about it."""
-    return {key: value for key, value in event.items() if key not in ("step", "run")}
 
 
 def _get(reference: Any) -> Any:

@@ -30,16 +30,23 @@ class Board:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._errors: dict[str, str] = {}
+        self._measured: dict[str, list[dict[str, Any]]] = {}
 
     def push(self, event: dict[str, Any]) -> None:
         """Add an event."""
         self._events.append(event)
         if "error" in event:
             self._errors[event["run"]] = event["error"]
+        if "mask_loss.hard" in event:
+            self._measured.setdefault(event["run"], []).append(event)
 
     def error(self, run: str) -> str | None:
         """Why a run stopped, where it was not for its workers' sake."""
         return self._errors.get(run)
+
+    def measured(self, run: str, after: int) -> list[dict[str, Any]]:
+        """The events of a run later than step ``after`` that have a loss on held-out rows, also those drained."""
+        return [event for event in self._measured.get(run, []) if event["step"] > after]
 
     def drain(self) -> list[dict[str, Any]]:
         """All events since the last call."""

@@ -75,6 +75,7 @@ class _Worker:
         self.rows = PackedRows(job.calibration.path(), shuffle=job.seed)
         self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
+        self.sent: list[Any] = []
         self.first_step = 0
         if resumed:
             self.zero.restore(resumed)
@@ -84,6 +85,11 @@ class _Worker:
             resumed.close()
 
     def run(self) -> None:
+        self._learn()
+        # Events are sent without waiting, and a process that ends takes along what is still under way.
+        ray.get(self.sent)
+
+    def _learn(self) -> None:
         learn, steps = self.job.learn, self.settings.steps
         for step in range(self.first_step, steps):
             began = time.perf_counter()
@@ -162,4 +168,5 @@ class _Worker:
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.job.board.push.remote(event | {"run": self.job.stage.key})
+            # They arrive in order: who waits for the last has waited for all.
+            self.sent = [self.job.board.push.remote(event | {"run": self.job.stage.key})]
