@@ -95,6 +95,17 @@ def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
+def headline_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What the run itself shows of its variants: MLflow's charts make a section of what stands before the slash."""
+    metrics = {}
+    for name, row in rows.items():
+        variant = name.replace("@", " ")
+        metrics |= {f"perplexity.{text}/{variant}": found["perplexity"] for text, found in row["perplexity"].items()}
+        if row["mean_accuracy"]:
+            metrics[f"acc.mean/{variant}"] = row["mean_accuracy"]["acc"]
+    return metrics
+
+
 def log_models(run: Run, plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Register the best variant of each sparsity, by perplexity on the first evaluation text, if that is asked for.
 

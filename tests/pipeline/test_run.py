@@ -119,7 +119,11 @@ def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None
     assert (tags["stage"], tags["method"], tags["sparsity"], tags["seed"]) == ("learn", "leap", "0.5", "0")
     assert len(tags["recipe_fingerprint"]) == len(tags["dataset_fingerprint"]) == 16
     assert {d.dataset.name for d in parents[0].inputs.dataset_inputs} == {"words", "heldout", "calibration"}
-    assert parents[0].data.metrics["system/system_memory_usage_megabytes"] > 0
+    metrics = parents[0].data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    rows = {v["name"]: v for v in _results(output)["variants"]}
+    assert metrics["perplexity.words/leap 0.5"] == rows["leap@0.5"]["perplexity"]["words"]["perplexity"]
+    assert metrics["acc.mean/dense"] == rows["dense"]["mean_accuracy"]["acc"]
     assert len(client.get_metric_history(learned.info.run_id, "loss")) == 120
     assert any(a.path == "report.html" for a in client.list_artifacts(parents[0].info.run_id))
 
