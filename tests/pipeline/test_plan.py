@@ -199,7 +199,9 @@ def test_sizes_are_those_of_the_model(tiny: Path) -> None:
     assert sizes.linear == 2 * block + vocabulary * hidden  # the head is tied to the embedding and still multiplies
     assert sizes.gram == 2 * (6 * hidden**2 + inner**2)
     assert sizes.solve == 2 * (hidden**2 * (block // hidden - inner) + inner**2 * hidden)
-    assert sizes.gathered == max(vocabulary * hidden * 4, inner * hidden * 8)
+    assert (sizes.largest, sizes.largest_masked) == (vocabulary * hidden, inner * hidden)
+    assert sizes.wires == 2 * (4 * hidden + 2 * hidden + 2 * key_value + 3 * (hidden + inner))
+    assert (sizes.blocks, sizes.states) == (2, 2 * hidden)
     assert sizes.vocabulary == vocabulary
 
 
@@ -215,7 +217,9 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
-    assert memory_one["mask logits, gradient, Adam, fp32"] == 16 * sizes.prunable
+    assert memory_one["mask logits and adam"] == 12 * sizes.prunable
+    assert memory_one["gradient summed over micro-batches"] == 4 * sizes.prunable
+    assert memory_four["gradient summed over micro-batches"] == 0  # four micro-batches in all
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
     seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
