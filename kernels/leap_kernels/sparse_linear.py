@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from leap_kernels import gemv_bitmap_cpu
 from leap_kernels.bmp128 import BMP128
-from leap_kernels.dispatch import Op, choose_op
-from leap_kernels.idx8 import IDX8
+from leap_kernels.dispatch import Format, Op, choose_op
+from leap_kernels.idx8 import IDX8, from_bmp128
 from leap_kernels.unpack_bitmap_cpu import unpack_bitmap_cpu
 
 
@@ -79,26 +79,34 @@ def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
 
 
 class SparseLinear(nn.Module):
-    """``nn.Linear`` with a BMP128 weight, for inference: see :func:`sparse_linear`.
+    """``nn.Linear`` with a packed weight, for inference: see :func:`sparse_linear`.
 
-    Its buffers are the tensors that :meth:`BMP128.tensors` names, and ``bias`` [out] where there is one. Loading a
-    state dict replaces them, so that a matrix with another number of kept weights fits.
+    Its buffers are the tensors of the matrix in the format it is held in, and ``bias`` [out] where there is one. Its
+    state dict is BMP128 in any case, what :meth:`BMP128.tensors` names. Loading one replaces the matrix, so that one
+    with another number of kept weights fits, and keeps the format.
     """
 
-    def __init__(self, weight: BMP128, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: BMP128 | IDX8, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        stored = weight.tensors()
-        for name in ("shape", "bits", "off", "vals", "row_base"):
-            self.register_buffer(name, stored.get(name))
+        self._hold(weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
+    def _hold(self, weight: BMP128 | IDX8) -> None:
+        self.matrix_format: Format = "idx8" if isinstance(weight, IDX8) else "bmp128"
+        for name, tensor in weight.tensors().items():
+            self.register_buffer(name, tensor)
+        if isinstance(weight, BMP128):
+            self.register_buffer("row_base", weight.row_base)
+
     @property
-    def weight(self) -> BMP128:
+    def weight(self) -> BMP128 | IDX8:
         """The packed matrix."""
         size = (self.out_features, self.in_features)
         # Read from the dict: five look-ups through nn.Module.__getattr__ take as long as a small matrix.
         buffers: Any = self._buffers
+        if self.matrix_format == "idx8":
+            return IDX8(size, buffers["start"], buffers["base"], buffers["index"], buffers["vals"])
         return BMP128(size, buffers["bits"], buffers["off"], buffers["vals"], buffers["row_base"])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +114,17 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.weight.nnz}, bias={bias}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.weight.nnz}, bias={bias}, "
+            f"format={self.matrix_format}"
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        weight = self.weight
+        stored = (weight.to_bmp128() if isinstance(weight, IDX8) else weight).tensors()
+        if self.bias is not None:
+            stored = {**stored, "bias": self.bias if keep_vars else self.bias.detach()}
+        destination.update({prefix + name: tensor for name, tensor in stored.items()})
 
     def _load_from_state_dict(
         self,
@@ -118,16 +136,20 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        known = ("shape", "bits", "off", "vals", "row_base", *(["bias"] if self.bias is not None else []))
+        found = {name: state_dict[prefix + name] for name in known if prefix + name in state_dict}
+        bias = found.pop("bias", None)
         try:
-            matrix = BMP128.from_tensors({name: tensor for name, tensor in found.items() if name != "bias"})
+            matrix = BMP128.from_tensors(found)
             if matrix.shape != (self.out_features, self.in_features):
                 raise ValueError(f"BMP128 shape is {matrix.shape}, expected {(self.out_features, self.in_features)}")
         except ValueError as error:
             error_msgs.append(f"{prefix.removesuffix('.')}: {error}")
             return
-        self._buffers.update({name: None for name in self._buffers if name != "bias"} | found)
-        if self.bias is not None and "bias" not in found:
+        self._hold(from_bmp128(matrix) if self.matrix_format == "idx8" else matrix)
+        if bias is not None:
+            self.bias = bias
+        elif self.bias is not None:
             missing_keys.append(prefix + "bias")
-        known = {prefix + name for name in self._buffers}
-        unexpected_keys += [key for key in state_dict if strict and key.startswith(prefix) and key not in known]
+        expected = {prefix + name for name in known}
+        unexpected_keys += [key for key in state_dict if strict and key.startswith(prefix) and key not in expected]
