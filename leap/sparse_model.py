@@ -40,8 +40,8 @@ def load_sparse(
     """The model of a sparse checkpoint (:func:`leap.write_sparse`), in evaluation mode.
 
     Its pruned layers stay packed in memory: as they are stored, or, on GPUs whose instructions would not keep up with
-    their memory, as IDX8-64 (:mod:`leap_kernels.dispatch` decides). ``generate`` and everything else that runs the model works; training does
-    not, packed weights have no gradient.
+    their memory, as IDX8-64 (:mod:`leap_kernels.dispatch` decides). ``generate`` and everything else that runs the
+    model works; training does not, packed weights have no gradient.
 
     Args:
         dtype: of weights and activations; none: as stored.

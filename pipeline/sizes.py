@@ -35,6 +35,8 @@ class Sizes:
     solve: int
     """Σ in²·out over the prunable layers: multiplications of one step of a layer-wise solver."""
     vocabulary: int
+    shapes: int
+    """Different shapes among the prunable layers."""
 
 
 def measure(config: RunConfig) -> Sizes:
@@ -65,4 +67,5 @@ def measure(config: RunConfig) -> Sizes:
         gram=sum(linear.in_features**2 for linear in masked),
         solve=sum(linear.in_features * linear.weight.numel() for linear in masked),
         vocabulary=architecture.get_text_config().vocab_size,
+        shapes=len({linear.weight.shape for linear in masked}),
     )

@@ -148,7 +148,7 @@ class SparseLinear(nn.Module):
             return
         self._hold(from_bmp128(matrix) if self.matrix_format == "idx8" else matrix)
         if bias is not None:
-            self.bias = bias
+            self.register_buffer("bias", bias)
         elif self.bias is not None:
             missing_keys.append(prefix + "bias")
         expected = {prefix + name for name in known}

@@ -161,12 +161,12 @@ LEAP_AVX2 void slice_avx2(const Slice& slice, Sums& sums) {
   for (int r = 0; r < kRows; ++r) add_sums<B, kAcc>(acc[r], sums[r]);
 }
 
-// 8 bfloat16 from `vals` on, which a byte of the mask word will pick from, and how it picks.
+// 8 bfloat16 from `vals` on, which a byte of the mask picks from, and how it picks.
 LEAP_AVX2 inline __m128i load_values(const uint16_t* vals) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(vals));
 }
-LEAP_AVX2 inline __m128i load_picks(uint32_t word, int byte) {
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(kExpandBytes.of[(word >> (8 * byte)) & 0xff]));
+LEAP_AVX2 inline __m128i load_picks(uint8_t byte) {
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(kExpandBytes.of[byte]));
 }
 
 // bfloat16, 16 columns by one shuffle of bytes, which also writes the zeros; the even and the odd columns are then
@@ -182,24 +182,25 @@ LEAP_AVX2 void slice_avx2_bf16(const Slice& slice, Sums& sums) {
   for (int64_t w = 0; w < slice.words; ++w, x += 32 * B) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t word = slice.bits[r][w];
+      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(slice.bits[r] + w);
       prefetch(v[r], slice.prefetch_bytes);
 #pragma GCC unroll 2
       for (int i = 0; i < 4; i += 2) {
-        const __m256i values =
-            _mm256_set_m128i(load_values(v[r] + count_below(word, i + 1)), load_values(v[r] + count_below(word, i)));
-        const __m256i picks = _mm256_set_m128i(load_picks(word, i + 1), load_picks(word, i));
+        const uint8_t low = bytes[i], high = bytes[i + 1];
+        const uint16_t* second = v[r] + __builtin_popcount(low);
+        const __m256i values = _mm256_set_m128i(load_values(second), load_values(v[r]));
+        const __m256i picks = _mm256_set_m128i(load_picks(high), load_picks(low));
         const __m256i pairs = _mm256_shuffle_epi8(values, picks);
         const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
         const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
         for (int b = 0; b < B; ++b) {
           __m256& first = acc[r][b][i % kAcc];
           first = _mm256_fmadd_ps(even, _mm256_load_ps(x + 32 * b + 8 * i), first);
-          __m256& second = acc[r][b][(i + 1) % kAcc];
-          second = _mm256_fmadd_ps(odd, _mm256_load_ps(x + 32 * b + 8 * i + 8), second);
+          __m256& other = acc[r][b][(i + 1) % kAcc];
+          other = _mm256_fmadd_ps(odd, _mm256_load_ps(x + 32 * b + 8 * i + 8), other);
         }
+        v[r] = second + __builtin_popcount(high);
       }
-      v[r] += __builtin_popcount(word);
     }
   }
   for (int r = 0; r < kRows; ++r) add_sums<B, kAcc>(acc[r], sums[r]);
