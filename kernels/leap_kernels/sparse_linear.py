@@ -28,24 +28,28 @@ def sparse_linear(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None = None) 
     with respect to weight. Raises ValueError for arguments that do not fit.
     """
     rows, columns = weight.shape
+    # All of this is done for every layer of every token, and a reshape takes as long as a hundred kilobytes.
     if x.dtype != weight.vals.dtype or x.device != weight.vals.device or x.shape[-1] != columns:
         raise ValueError(
             f"x is {x.dtype} {tuple(x.shape)} on {x.device}; weight {weight.vals.dtype} [{rows}, {columns}] "
             f"on {weight.vals.device}"
         )
-    flat = x.reshape(-1, columns)
-    on_cpu = x.device.type == "cpu"
+    device_type = x.device.type
+    library = gemv_bitmap_cpu.native_library() if device_type == "cpu" else None
     op = choose_op(
-        x.device.type,
-        flat.shape[0],
+        device_type,
+        x.numel() // columns if columns else 0,
         x.dtype,
         matrix_format="idx8" if isinstance(weight, IDX8) else "bmp128",
-        native=on_cpu and gemv_bitmap_cpu.native_library() is not None,
+        native=library is not None,
         differentiable=torch.is_grad_enabled() and x.requires_grad,
     )
     if op == "dense":
         return nn.functional.linear(x, _dense(weight), bias)
-    y = _multiply(op, flat, weight).view(*x.shape[:-1], rows)
+    if library is not None and isinstance(weight, BMP128):
+        y = gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
+    else:
+        y = _multiply(op, x.reshape(-1, columns), weight).view(*x.shape[:-1], rows)
     return y if bias is None else y + bias
 
 
@@ -60,15 +64,11 @@ def _dense(weight: BMP128 | IDX8) -> Tensor:
 
 
 def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
-    """``x @ W.T`` by one of the kernels. x: [rows, K]."""
+    """``x @ W.T`` by one of the Triton kernels. x: [rows, K]."""
     if isinstance(weight, IDX8):
         from leap_kernels.gemv_idx8_triton import gemv_idx8_triton
 
         return gemv_idx8_triton(x, weight)
-    if op == "gemv_bitmap_cpu":
-        library = gemv_bitmap_cpu.native_library()
-        assert library is not None
-        return gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
     if op == "spmm_bitmap_triton":
         from leap_kernels.spmm_bitmap_triton import spmm_bitmap_triton
 
@@ -93,6 +93,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def _hold(self, weight: BMP128 | IDX8) -> None:
+        self._matrix = weight
         self.matrix_format: Format = "idx8" if isinstance(weight, IDX8) else "bmp128"
         for name, tensor in weight.tensors().items():
             self.register_buffer(name, tensor)
@@ -102,9 +103,14 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> BMP128 | IDX8:
         """The packed matrix."""
-        size = (self.out_features, self.in_features)
-        # Read from the dict: five look-ups through nn.Module.__getattr__ take as long as a small matrix.
+        # Read from the dict: look-ups through nn.Module.__getattr__ take as long as a small matrix.
         buffers: Any = self._buffers
+        if self._matrix.vals is not buffers["vals"]:  # moved, copied or loaded since
+            self._matrix = self._of_buffers(buffers)
+        return self._matrix
+
+    def _of_buffers(self, buffers: Any) -> BMP128 | IDX8:
+        size = (self.out_features, self.in_features)
         if self.matrix_format == "idx8":
             return IDX8(size, buffers["start"], buffers["base"], buffers["index"], buffers["vals"])
         return BMP128(size, buffers["bits"], buffers["off"], buffers["vals"], buffers["row_base"])

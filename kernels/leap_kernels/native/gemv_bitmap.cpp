@@ -7,6 +7,7 @@
 // number of threads.
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "simd.h"
@@ -23,6 +24,7 @@ namespace leap {
 namespace {
 
 enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };  // numbers known to gemv_bitmap_cpu.py
+constexpr const char* kIsaNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
 
 // Several rows of x are taken in blocks of 8, 4, 2 and 1.
 int block_width(int remaining) { return 1 << std::min(3, 31 - __builtin_clz(unsigned(remaining))); }
@@ -499,10 +501,25 @@ extern "C" int leap_best_isa() {
   return kScalar;
 }
 
-// y[batch, rows] = x[batch, count] W^T. dtype (float32 or bfloat16) is that of vals, x and y alike.
-extern "C" void leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const int64_t* row_base, const void* vals,
-                                 const void* x, void* y, int64_t rows, int64_t count, int dtype, int batch, int isa,
-                                 int threads) {
+// The one that LEAP_CPU_ISA names, -1 if this CPU has none of that name; without it the best. Asked at every call, so here:
+// looking into the environment from Python takes longer than a small matrix.
+static int chosen_isa() {
+  static const int best = leap_best_isa();
+  const char* wanted = std::getenv("LEAP_CPU_ISA");
+  if (wanted == nullptr) return best;
+  for (int isa = 0; isa <= best; ++isa) {
+    if (std::strcmp(wanted, kIsaNames[isa]) == 0) return isa;
+  }
+  return -1;
+}
+
+// y[batch, rows] = x[batch, count] W^T. dtype (float32 or bfloat16) is that of vals, x and y alike. Returns 0, or 1 and
+// does nothing where LEAP_CPU_ISA names what this CPU does not have.
+extern "C" int leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const int64_t* row_base, const void* vals,
+                                const void* x, void* y, int64_t rows, int64_t count, int dtype, int batch,
+                                int threads) {
+  const int isa = chosen_isa();
+  if (isa < 0) return 1;
   const int64_t groups = (count + 127) / 128;
   const Order order = order_of(dtype, isa);
   const PreparedX prepared(x, dtype, order, batch, count, 128 * groups);
@@ -520,4 +537,5 @@ extern "C" void leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const
       problem.multiply(by_width[width], first, last, b, width);
     }
   }
+  return 0;
 }
