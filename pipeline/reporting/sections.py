@@ -72,8 +72,8 @@ def speed_section(results: RunResults, figures: Figures) -> str:
     )
     caption = (
         "Speed-up by sparsity, up to the limit that the bytes of the weights set. Dots: the products with the model's "
-        "matrices. Diamonds: decoding with the whole model. A dense product that itself does not keep up with memory can "
-        "be beaten by more."
+        "matrices. Diamonds: decoding with the whole model. A dense product that does not keep up with memory can be "
+        "beaten by more."
     )
     return section(
         "Speed",
