@@ -185,6 +185,25 @@ class EvaluateConfig(Section):
         return self
 
 
+class BenchmarkConfig(Section):
+    dtypes: list[Dtype] = ["bfloat16", "float32"]
+    """Number types to measure in, whatever the model's own is."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of the products. All CPUs of a node are reserved in any case: nothing runs beside a measurement."""
+    seconds: float = Field(default=0.25, gt=0)
+    """Time for the products with one matrix shape in one number type, dense and packed in turn."""
+    tokens: int = Field(default=64, gt=0)
+    """Tokens that each model decodes, one at a time, in one round."""
+    rounds: int = Field(default=3, gt=0)
+    """Rounds of decoding, in which the dense and the sparse model take turns."""
+
+    @model_validator(mode="after")
+    def _dtypes_are_named_once(self) -> BenchmarkConfig:
+        if not self.dtypes or len(set(self.dtypes)) != len(self.dtypes):
+            raise ValueError(f"dtypes must be one or more different number types, not {self.dtypes}")
+        return self
+
+
 class TrackingConfig(Section):
     uri: str | None = None
     """MLflow tracking URI; none: SQLite beside the runs."""
@@ -224,6 +243,8 @@ class RunConfig(Section):
     ``prior.rows`` rows: one more variant each, NAME+weights."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Perplexity and zero-shot accuracy."""
+    benchmark: BenchmarkConfig | None = None
+    """Speed of the learned variants with packed weights, against the dense model; null: not measured."""
     tracking: TrackingConfig = TrackingConfig()
     """Experiment tracking."""
 

@@ -116,6 +116,15 @@ def _lines(plan: Plan, sizes: Sizes | None, cpu: float) -> Iterable[Line]:
         seconds = _evaluation_seconds(config, cells, sizes, cpu)
         yield "evaluate", variant.name, [m.stage for m in cells], None, seconds
 
+    for speed in plan.speeds:
+        yield (
+            "benchmark",
+            speed.stage.item,
+            [speed.stage],
+            None,
+            estimate.benchmark_seconds(config, sizes) if sizes else None,
+        )
+
 
 def _evaluation_seconds(config: RunConfig, cells: list[Measurement], sizes: Sizes | None, cpu: float) -> float | None:
     if sizes is None:

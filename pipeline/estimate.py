@@ -21,6 +21,10 @@ GPU_SPEED = 1.2e14
 #: Share of the speed of a plain matrix product that training reached: SmolLM2-135M, 512 tokens a step with
 #: distillation, in 7 to 9 s on a core that multiplies at 130 GFLOP/s.
 EFFICIENCY = 0.5
+#: Bytes a second that a plain read takes from memory: seen with one thread on a server CPU; an H100's data sheet.
+CPU_MEMORY, GPU_MEMORY = 1.2e10, 3e12
+#: Seconds of a token outside the linear layers: seen on models of six and thirty blocks.
+TOKEN_OVERHEAD = 5e-3
 #: Seconds that starting a group of workers takes.
 WORKER_START = 12.0
 #: Steps of about in²·out multiplications that a solver makes in each layer.
@@ -124,6 +128,22 @@ def evaluate_seconds(config: RunConfig, work: Measurement, sizes: Sizes, cpu: fl
         documents = config.evaluate.documents_for(work.subject)
         tokens = documents * _parts(work.spec) * _TASK_TOKENS if documents else None
     return None if tokens is None else 2 * sizes.linear * tokens / speed
+
+
+def benchmark_seconds(config: RunConfig, sizes: Sizes) -> float:
+    """The speed of one variant: products with each shape, then rounds of decoding and one more for each of two parts.
+
+    A token reads every linear layer's weights; the packed ones are counted like dense ones.
+    """
+    settings = config.benchmark
+    if settings is None:
+        return 0.0
+    on_gpu = any(learn.gpu for learn in config.learn.values())
+    seconds = 0.0
+    for dtype in settings.dtypes:
+        token = TOKEN_OVERHEAD + sizes.linear * getattr(torch, dtype).itemsize / (GPU_MEMORY if on_gpu else CPU_MEMORY)
+        seconds += sizes.shapes * settings.seconds + 2 * (settings.rounds + 2) * settings.tokens * token
+    return seconds
 
 
 def _parts(spec: str) -> int:

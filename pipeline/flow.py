@@ -19,7 +19,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
 from pipeline.progress import Board, Console, TrainingProgress
-from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
+from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
 from pipeline.tracking.curves import Curves
@@ -43,7 +43,7 @@ class Flow:
         self.timings: list[dict[str, Any]] = []
         self.started = time.time()
 
-    def execute(self, last: str = "evaluate") -> None:
+    def execute(self, last: str = "benchmark") -> None:
         """Run everything that is not finished yet.
 
         Args:
@@ -60,6 +60,7 @@ class Flow:
             ("reconstruct", self._reconstruct),
             ("harden", self._harden),
             ("evaluate", self._evaluate),
+            ("benchmark", self._benchmark),
         ):
             with self.console.stage(title), self._run.child(title, {"stage": title}) as self._stage_run:
                 step()
@@ -99,13 +100,17 @@ class Flow:
             )
         records.log_inputs(self._run, self.plan)
 
+    @property
+    def _gpus(self) -> int:
+        """What a task reserves: a GPU, if learning has any."""
+        return 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
+
     def _fan_out(self, title: str, work: Iterable[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]]) -> None:
         """Run independent work as Ray tasks, as many at a time as there are CPUs (or GPUs, if learning has any)."""
         running = {}
-        gpus = 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
         for stage, function, arguments in work:
             if not self._cached(stage):
-                task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(function)
+                task = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=1)(function)
                 running[task.remote(stage, *arguments)] = stage
         total = len(running)
         while running:
@@ -215,6 +220,17 @@ class Flow:
                     work.append((m.stage, mask_map.run, (export,)))
         self._fan_out("evaluate", work)
 
+    def _benchmark(self) -> None:
+        """One measurement after the other, each with a whole node's CPUs to itself."""
+        config = self.plan.config
+        for number, work in enumerate(self.plan.speeds):
+            if not self._cached(work.stage):
+                arguments: tuple[Any, ...] = (work.stage, config.model, work.variant.export, config.benchmark)
+                task = ray.remote(num_cpus=_largest_node(), num_gpus=self._gpus, max_retries=1)(benchmark.run)
+                _get(task.remote(*arguments))
+                self._note(work.stage, cached=False)
+            self.console.progress("benchmark", number + 1, len(self.plan.speeds), "done")
+
 
 class _Learning:
     """One learning run in the background."""
@@ -300,6 +316,11 @@ def _get(reference: Any) -> Any:
         if isinstance(cause, (UserError, ValueError)):
             raise UserError(str(cause)) from error
         raise
+
+
+def _largest_node() -> float:
+    """CPUs of the node that has the most."""
+    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
 
 def resources() -> dict[str, float]:

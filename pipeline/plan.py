@@ -15,7 +15,7 @@ from pipeline import corpora, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.paths import expand_variables
-from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
+from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
@@ -69,6 +69,14 @@ class Measurement:
     """What lm-eval is asked for."""
 
 
+@dataclass(frozen=True)
+class SpeedWork:
+    """How fast a variant is."""
+
+    stage: StageDir
+    variant: Variant
+
+
 @dataclass
 class Plan:
     config: RunConfig
@@ -80,6 +88,7 @@ class Plan:
     cloze: StageDir | None = None
     variants: list[Variant] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    speeds: list[SpeedWork] = field(default_factory=list)
 
     @property
     def stages(self) -> list[StageDir]:
@@ -92,6 +101,7 @@ class Plan:
             *(v.export for v in self.variants if v.export),
             *([self.cloze] if self.cloze else []),
             *(m.stage for m in self.measurements),
+            *(work.stage for work in self.speeds),
         ]
 
     def learned(self, variant: Variant) -> LearnWork | None:
@@ -169,6 +179,12 @@ def make_plan(config: RunConfig) -> Plan:
                 export = place("harden", f"{name}+weights@{sparsity:g}", harden.VERSION, fitted.key)
                 plan.variants.append(Variant(f"{name}+weights", sparsity, learned.settings.scope, export, fitted))
     _plan_measurements(plan, place, model)
+    if config.benchmark:
+        for variant in plan.variants:
+            # Those whose mask was learned. New weights for it change no time.
+            if variant.export and variant.made_by and variant.made_by.stage == "learn":
+                key = [benchmark.VERSION, variant.export.key, config.benchmark]
+                plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan
 
 

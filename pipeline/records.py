@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.plan import LearnWork, Plan, Variant
+from pipeline.speed import matrices
 from pipeline.storage import fingerprint
 from pipeline.tracking.base import Run
 from pipeline.tracking.registry import MEASURED_ON, SCORE
@@ -92,6 +93,22 @@ def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
         metrics |= {f"acc.{task}": found["acc"], f"acc_stderr.{task}": found["acc_stderr"] or 0.0}
     if row["mean_accuracy"]:
         metrics |= {"acc.mean": row["mean_accuracy"]["acc"], "acc_stderr.mean": row["mean_accuracy"]["stderr"]}
+    return metrics | speed_metrics(row)
+
+
+def speed_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Speed of decoding and of the pruned layers alone, where it was measured."""
+    metrics = {key: row[key] for key in ("decode_tokens_per_second",) if key in row}
+    speed = row.get("speed", {})
+    for dtype, found in speed.get("decode", {}).items():
+        metrics |= {
+            f"decode_tokens_per_second.{dtype}": found["sparse"]["tokens_per_second"],
+            f"decode_tokens_per_second_dense.{dtype}": found["dense"]["tokens_per_second"],
+            f"decode_speedup.{dtype}": found["speedup"],
+            f"decode_rest_ms.{dtype}": found["sparse"]["rest_ms"],
+        }
+        rows = [matrix for matrix in speed["matrices"] if matrix["dtype"] == dtype]
+        metrics[f"layers_speedup.{dtype}"] = matrices.speedup(rows)
     return metrics
 
 

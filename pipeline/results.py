@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from typing import Any, cast
 
@@ -13,13 +14,16 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.plan import Plan, Variant
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
-from pipeline.stages import evaluate, harden, mask_map
+from pipeline.stages import benchmark, evaluate, harden, mask_map
 from pipeline.storage import StageDir
 
 
 def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
     """Results of a plan whose stages are all finished."""
     config = plan.config
+    speeds = {work.variant.name: benchmark.result(work.stage) for work in plan.speeds}
+    variants = [_variant(plan, variant) for variant in plan.variants]
+    _add_speeds(variants, speeds, config.model.dtype)
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
@@ -30,7 +34,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "context_length": config.data.context_length,
-        "variants": [_variant(plan, variant) for variant in plan.variants],
+        "variants": variants,
         "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
         "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
         "stages": timings,
@@ -90,6 +94,21 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
         mean = sum(task["acc"] for task in row["tasks"].values()) / len(errors)
         row["mean_accuracy"] = {"acc": mean, "stderr": math.sqrt(sum(e * e for e in errors)) / len(errors)}
     return row
+
+
+def _add_speeds(rows: list[dict[str, Any]], speeds: dict[str, dict[str, Any]], dtype: str) -> None:
+    """Give each measured variant what was found, and its tokens a second, in ``dtype`` where that was measured.
+
+    The dense model was measured beside each of them: its row gets the median.
+    """
+    dense = []
+    for row in rows:
+        if found := speeds.get(row["name"]):
+            decode = found["decode"].get(dtype) or next(iter(found["decode"].values()))
+            dense.append(decode["dense"]["tokens_per_second"])
+            row |= {"speed": found, "decode_tokens_per_second": decode["sparse"]["tokens_per_second"]}
+    if dense:
+        rows[0]["decode_tokens_per_second"] = statistics.median(dense)
 
 
 def _training_tokens(plan: Plan, variant: Variant) -> int:

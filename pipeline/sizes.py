@@ -43,6 +43,8 @@ class Sizes:
     solve: int
     """Σ in²·out over the prunable layers: multiplications of one step of a layer-wise solver."""
     vocabulary: int
+    shapes: int
+    """Different shapes among the prunable layers."""
 
 
 def measure(config: RunConfig) -> Sizes:
@@ -77,4 +79,5 @@ def measure(config: RunConfig) -> Sizes:
         gram=sum(linear.in_features**2 for linear in masked),
         solve=sum(linear.in_features * linear.weight.numel() for linear in masked),
         vocabulary=text.vocab_size,
+        shapes=len({linear.weight.shape for linear in masked}),
     )

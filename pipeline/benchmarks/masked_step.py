@@ -33,6 +33,8 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent),
 ]
 
+from leap_kernels.benchmarks.memory import resident
+
 from leap.bernoulli import BernoulliGate
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import install_masks
@@ -93,12 +95,6 @@ def _masked(
     return step
 
 
-def _memory(field: str) -> int:
-    # Not getrusage: a child process inherits its parent's peak there.
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: int) -> float:
     model = load_model(config).requires_grad_(False)
     numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
@@ -106,7 +102,7 @@ def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: in
     with torch.no_grad():
         model(input_ids=rows, use_cache=False)
     ctypes.CDLL(None).malloc_trim(0)  # what loading left behind is no weight
-    frozen = _memory("VmRSS")
+    frozen = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     name, _, accumulating = variant.partition(", ")
     if name == "plain":
@@ -115,7 +111,7 @@ def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: in
         step = _masked(model, rows, noise=True, optimiser=cast(Optimiser, name), microbatches=2 if accumulating else 1)
     step()
     step()
-    return (_memory("VmHWM") - frozen) / numel
+    return (resident("VmHWM") - frozen) / numel
 
 
 def main() -> None:

@@ -134,6 +134,19 @@ def test_a_change_makes_necessary_what_depends_on_it_and_nothing_else(
     assert again == expected
 
 
+def test_speed_is_measured_of_learned_masks_where_it_is_asked_for(
+    tiny: Path, base: list[str], keys: dict[str, str]
+) -> None:
+    asked = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}"])
+    assert [work.stage.name for work in asked.speeds] == ["benchmark/leap@0.5"]
+    assert list(keys_of(asked))[-1] == "benchmark/leap@0.5"
+    for change, again in (("benchmark.tokens=5", True), ("seed=1", True), ("prior.methods=[]", False)):
+        (work,) = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}", change]).speeds
+        assert (work.stage.key != asked.speeds[0].stage.key) == again, change
+    assert recipe.load("nano").benchmark is not None
+    assert estimate.benchmark_seconds(recipe.load("nano"), measure(recipe.load("nano"))) < 20
+
+
 def test_output_and_name_move_results_and_change_none(
     tiny: Path, base: list[str], keys: dict[str, str], tmp_path: Path
 ) -> None:
