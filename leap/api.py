@@ -120,7 +120,7 @@ def prune(
                 state,
                 weight_norms(layers),
                 settings,
-                1 - sparsity,
+                [1 - sparsity],
             )
             logits = [layer.logits for layer in layers.values()]
             history = _learn(learner, logits, rows, on_step)

@@ -78,7 +78,7 @@ def _masked(
         layer.logits = torch.nn.Parameter(first.to(updater.optimiser.dtype))
     logits = [layer.logits for layer in layers.values()]
     learner = MaskLearner(
-        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, 0.5
+        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
     )
     if optimiser:
         updater.attach(logits)

@@ -59,7 +59,7 @@ class Trials:
             stage=StageDir(self.uri, "trials", self.learn, key),
             model=self.config.model,
             learn=config,
-            sparsity=sparsity,
+            sparsities=(sparsity,),
             seed=self.config.seed,
             calibration=self.calibration,
             heldout=self.heldout,
@@ -95,7 +95,7 @@ def run(values: dict[str, Any], trials: Trials) -> None:
         TrialError: the loss became NaN or infinite.
     """
     job = trials.job(values)
-    constants = {"tokens": trials.tokens(job), SPARSITY: job.sparsity}
+    constants = {"tokens": trials.tokens(job), SPARSITY: job.sparsities[0]}
     finished = job.stage.manifest()
     if finished:
         for report in finished["reports"]:
