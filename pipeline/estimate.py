@@ -11,6 +11,7 @@ import time
 import torch
 
 from leap.layerwise import METHODS
+from leap.optimisers import logit_optimiser
 from pipeline.config import LearnConfig, RunConfig
 from pipeline.plan import Measurement
 from pipeline.sizes import Sizes
@@ -52,7 +53,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     copies = 5 if settings.distillation else 3
     return {
         f"weights, {config.model.dtype}, frozen": sizes.parameters * width / learn.workers,
-        "mask logits, gradient, Adam, fp32": sizes.prunable * 16 / learn.workers,
+        f"mask logits, {settings.optimiser}": sizes.prunable * _logit_bytes(learn) / learn.workers,
         "largest layer, gathered": float(sizes.gathered),
         "output of a micro-batch, fp32": 4.0
         * copies
@@ -60,6 +61,14 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
         * config.data.context_length
         * sizes.vocabulary,
     }
+
+
+def _logit_bytes(learn: LearnConfig) -> int:
+    """Of a logit, its optimiser's state, and the gradient that a step of several micro-batches sums up."""
+    optimiser = logit_optimiser(learn.settings)
+    state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
+    sums = learn.settings.microbatches > learn.workers
+    return optimiser.dtype.itemsize * (1 + sums) + state
 
 
 def training_tokens(config: RunConfig, learn: LearnConfig) -> int:

@@ -18,6 +18,7 @@ from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError
 from leap.schedules import warmup_then_cosine
 from pipeline.config import LearnConfig, ModelConfig
+from pipeline.learning.memory import give_back_large_blocks
 from pipeline.storage import StageDir
 
 
@@ -43,6 +44,7 @@ def train_loop(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.learn.gpu else "cpu")
     torch.set_num_threads(job.learn.threads)
+    give_back_large_blocks()
     _Worker(job).run()
 
 

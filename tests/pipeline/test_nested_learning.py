@@ -83,7 +83,7 @@ def learn(tiny: Path, output: Path, die_after: int, code: int = 0) -> Plan:
         prior.run(work.prior, "wanda", 0.7, config.prior, config.model, texts, config.seed)
     command = [sys.executable, "-c", WORKER, str(die_after), recipe_file, *overrides]
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == code, done.stderr[-3000:]
     return plan
 

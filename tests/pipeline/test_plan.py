@@ -215,7 +215,9 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
-    assert memory_one["mask logits, gradient, Adam, fp32"] == 16 * sizes.prunable
+    # fp32 logits and gradients of four micro-batches, moments in 16 bits; each of four workers has one micro-batch.
+    assert memory_one["mask logits, adam8bit"] == 10 * sizes.prunable
+    assert memory_four["mask logits, adam8bit"] == 6 * sizes.prunable / 4
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
     seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
