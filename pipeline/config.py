@@ -103,6 +103,11 @@ class LearnConfig(Section):
     """Name of another entry of ``learn``: whatever is not given here is as there."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
+    nested: bool = False
+    """One run for all ``sparsities``: each step trains one of them, on the same logits with another cut.
+
+    What is kept at a sparsity is then kept at every lower one.
+    """
     workers: int = Field(default=1, gt=0)
     """Data-parallel workers that the logits are sharded over."""
     threads: int = Field(default=1, gt=0)
@@ -128,6 +133,12 @@ class LearnConfig(Section):
                 f"a global batch of {microbatches} micro-batches cannot be shared by {self.workers} workers; "
                 "change settings.batch_rows, settings.microbatch_rows or workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_cuts_go_through_the_model(self) -> LearnConfig:
+        if self.nested and self.settings.scope != "global":
+            raise ValueError(f"nested wants settings.scope global, not {self.settings.scope}")
         return self
 
 
@@ -229,7 +240,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of everything that is drawn."""
     sparsities: list[Sparsity] = [0.5, 0.6]
-    """Shares of the prunable weights to remove; each is a run of its own."""
+    """Shares of the prunable weights to remove; each is a run of its own, unless an entry of ``learn`` is nested."""
     model: ModelConfig = ModelConfig()
     """The model to prune."""
     data: DataConfig = DataConfig()

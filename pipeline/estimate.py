@@ -54,7 +54,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     settings, optimiser = learn.settings, logit_optimiser(learn.settings)
     width, logit = getattr(torch, config.model.dtype).itemsize, optimiser.dtype.itemsize
     state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
-    accumulated = logit if settings.batch_rows // settings.microbatch_rows > learn.workers else 0
+    accumulated = logit if settings.microbatches > learn.workers else 0
     tokens = settings.microbatch_rows * config.data.context_length
     # Within a block: inputs and outputs of the linear layers, and in fp32 what two norms keep, three times the width.
     blocks = tokens * (width * sizes.wires + 24 * sizes.states)

@@ -167,7 +167,7 @@ class Flow:
                     prior.reconstruct,
                     (
                         work.learned.stage,
-                        work.learned.sparsity,
+                        work.sparsity,
                         work.learned.config.settings.scope,
                         config.prior,
                         config.model,
@@ -246,7 +246,7 @@ class _Learning:
             work.stage.item,
             settings.steps,
             settings.batch_rows * config.data.context_length,
-            1 - work.sparsity,
+            1 - work.sparsities[0],
         )
         self._console = console
         self._error: dict[str, Any] | None = None
@@ -254,7 +254,7 @@ class _Learning:
             stage=work.stage,
             model=config.model,
             learn=work.config,
-            sparsity=work.sparsity,
+            sparsities=work.sparsities,
             seed=config.seed,
             calibration=plan.corpora["calibration"][0],
             heldout=plan.corpora["heldout"][0],
@@ -301,7 +301,7 @@ class _Learning:
 def _learning_run(run: Run, work: LearnWork) -> Run:
     """The tracker's run of a learning run, below that of its stage."""
     child = run.child(work.stage.name, records.learn_tags(work))
-    child.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
+    child.log_params(work.config.model_dump(mode="json") | records.sparsity_of(work))
     return child
 
 

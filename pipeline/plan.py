@@ -42,7 +42,8 @@ class Variant:
 class LearnWork:
     stage: StageDir
     name: str
-    sparsity: float
+    sparsities: tuple[float, ...]
+    """Several for a nested run."""
     config: LearnConfig
     prior: StageDir
 
@@ -53,6 +54,7 @@ class Reconstruction:
 
     stage: StageDir
     learned: LearnWork
+    sparsity: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,17 @@ def make_plan(config: RunConfig) -> Plan:
             "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
         )
 
+    def learn_work(name: str, learned: LearnConfig, sparsity: float) -> LearnWork:
+        """The learning run that serves an entry of ``learn`` at a sparsity."""
+        nested = learned.nested and len(config.sparsities) > 1
+        sparsities = tuple(config.sparsities) if nested else (sparsity,)
+        # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
+        start = plan.priors[learned.settings.prior, max(sparsities)]
+        decisive = learned.model_dump(mode="json", exclude=_FREE)
+        key = [model, decisive, sparsities, config.seed, start.key, calibration.key, heldout.key]
+        stage = place("learn", name if nested else f"{name}@{sparsity:g}", learn.VERSION, *key)
+        return LearnWork(stage, name, sparsities, learned, start)
+
     plan.variants.append(Variant("dense"))
     for sparsity in config.sparsities:
         for method in config.prior.methods:
@@ -164,18 +177,16 @@ def make_plan(config: RunConfig) -> Plan:
             export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
             plan.variants.append(Variant(method, sparsity, scope, export, made))
         for name, learned in config.learn.items():
-            start = plan.priors[learned.settings.prior, sparsity]
-            decisive = learned.model_dump(mode="json", exclude=_FREE)
-            key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
-            stage = place("learn", f"{name}@{sparsity:g}", learn.VERSION, *key)
-            work = LearnWork(stage, name, sparsity, learned, start)
-            plan.learns.append(work)
+            work = learn_work(name, learned, sparsity)
+            if work not in plan.learns:
+                plan.learns.append(work)
+            stage = work.stage
             export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
             plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
             if name in config.reconstruct:
                 key = [prior.VERSION, stage.key, layer_wise_inputs]
                 fitted = place("reconstruct", f"{name}+weights@{sparsity:g}", *key)
-                plan.reconstructions.append(Reconstruction(fitted, work))
+                plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
                 export = place("harden", f"{name}+weights@{sparsity:g}", harden.VERSION, fitted.key)
                 plan.variants.append(Variant(f"{name}+weights", sparsity, learned.settings.scope, export, fitted))
     _plan_measurements(plan, place, model)

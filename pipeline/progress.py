@@ -180,13 +180,14 @@ class TrainingProgress:
         self._seconds = [*self._seconds[-19:], event["seconds"]]
         pace = sum(self._seconds) / len(self._seconds)
         left = int(pace * (self._steps - step))
+        target = event.get("target_density", self._density)
         watched = "mask_loss.hard" in event
         if watched:
             self._hard = f"  hard mask {event['mask_loss.hard']:.3f}"
         text = (
             f"loss {event['loss']:.3f}  lm {event['lm_loss']:.3f}{self._hard}  density {event['density']:.3f} "
-            f"(target {self._density:.2f})  {self._tokens / pace:.0f} tokens/s  {left // 60}:{left % 60:02d} left"
+            f"(target {target:.2f})  {self._tokens / pace:.0f} tokens/s  {left // 60}:{left % 60:02d} left"
         )
         facts = {key: value for key, value in event.items() if key != "step"}
-        facts |= {"target_density": self._density, "tokens_per_second": self._tokens / pace, "seconds_left": left}
+        facts |= {"target_density": target, "tokens_per_second": self._tokens / pace, "seconds_left": left}
         self._console.progress(self._name, step, self._steps, text, watched, **facts)

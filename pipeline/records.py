@@ -60,9 +60,14 @@ def learn_tags(work: LearnWork) -> dict[str, str]:
     return {
         "stage": "learn",
         "method": work.name,
-        "sparsity": f"{work.sparsity:g}",
+        **sparsity_of(work),
         "scope": work.config.settings.scope,
     }
+
+
+def sparsity_of(work: LearnWork) -> dict[str, str]:
+    """The sparsity of a learning run as a tag or parameter; those of a nested run with commas between."""
+    return {"sparsity": ",".join(f"{sparsity:g}" for sparsity in work.sparsities)}
 
 
 def log_inputs(run: Run, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from pipeline import preflight
 from pipeline.estimate import training_tokens
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.plan import Plan, Variant
+from pipeline.plan import LearnWork, Plan, Variant
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
 from pipeline.stages import benchmark, evaluate, harden, mask_map
@@ -35,7 +35,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "context_length": config.data.context_length,
         "variants": variants,
-        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
+        "training": {f"{w.name}@{s:g}": training_curves(plan, w, s) for w in plan.learns for s in w.sparsities},
         "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
         "stages": timings,
         "environment": preflight.environment(),
@@ -126,22 +126,24 @@ def _seconds(plan: Plan, made_by: StageDir) -> float:
     return round(before + (made_by.manifest() or {})["seconds"], 1)
 
 
-def _training(plan: Plan, index: int) -> dict[str, Any]:
-    work = plan.learns[index]
+def training_curves(plan: Plan, work: LearnWork, sparsity: float) -> dict[str, Any]:
+    """The curves of a learning run; of a nested one, the steps that trained ``sparsity``."""
     history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
     watched = [step for step in history if "mask_loss.hard" in step]
+    suffix = f"-{sparsity:g}" if len(work.sparsities) > 1 else ""
+    trained = [step for step in history if step.get("target_density", 1 - sparsity) == 1 - sparsity]
     tokens = work.config.settings.batch_rows * plan.config.data.context_length
     curves = {
-        name: [step[name] for step in history]
+        name: [step[name] for step in trained]
         for name in ("step", "loss", "lm_loss", "density", "expected_density", "temperature", "scale", "learning_rate")
     }
     if "multiplier" in history[0]:
-        curves["lagrangian"] = [step["multiplier"] for step in history]
+        curves["lagrangian"] = [step["multiplier"] for step in trained]
     return curves | {
-        "target_density": 1 - work.sparsity,
+        "target_density": 1 - sparsity,
         "masks": {
             "step": [step["step"] for step in watched],
-            **{mode: [step[f"mask_loss.{mode}"] for step in watched] for mode in ("sampled", "mean", "hard")},
+            **{mode: [step[f"mask_loss.{mode}{suffix}"] for step in watched] for mode in ("sampled", "mean", "hard")},
         },
         "tokens_per_second": tokens * len(history) / sum(step["seconds"] for step in history),
     }

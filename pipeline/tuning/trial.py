@@ -60,7 +60,7 @@ class Trials:
             stage=StageDir(self.uri, "trials", self.learn, key),
             model=self.config.model,
             learn=config,
-            sparsity=sparsity,
+            sparsities=(sparsity,),
             seed=self.config.seed,
             calibration=self.calibration,
             heldout=self.heldout,
@@ -85,7 +85,7 @@ def run(values: dict[str, Any], trials: Trials) -> None:
         TrialError: the loss became NaN or infinite.
     """
     job = trials.job(values)
-    told = _Told({"tokens": trials.tokens(job), SPARSITY: job.sparsity})
+    told = _Told({"tokens": trials.tokens(job), SPARSITY: job.sparsities[0]})
     finished = job.stage.manifest()
     if finished:
         told.all(finished["history"])

@@ -113,11 +113,11 @@ class _Active:
             self.name,
             settings.steps,
             settings.batch_rows * trials.config.data.context_length,
-            1 - job.sparsity,
+            1 - job.sparsities[0],
         )
-        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsity:g}"}
+        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsities[0]:g}"}
         self._run = run.child(f"trial-{record.number:03d}", tags)
-        self._run.log_params({**record.values, SPARSITY: job.sparsity, "steps": settings.steps})
+        self._run.log_params({**record.values, SPARSITY: job.sparsities[0], "steps": settings.steps})
         self._curves = Curves(self._run)
         self._curves.fill(self._history())
         self._began = time.time()

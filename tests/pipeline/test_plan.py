@@ -230,7 +230,7 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
-    assert memory_one["mask logits and adam"] == 12 * sizes.prunable
+    assert memory_one["mask logits and adam8bit"] == 6 * sizes.prunable
     assert memory_one["gradient summed over micro-batches"] == 4 * sizes.prunable
     assert memory_four["gradient summed over micro-batches"] == 0  # four micro-batches in all
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
@@ -259,3 +259,26 @@ def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
         "heldout": ["words"],
         "calibration": ["words", "heldout"],
     }
+
+
+def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base: list[str]) -> None:
+    several = [*base, "sparsities=[0.7, 0.5, 0.6]"]
+    plan = plan_of(tiny, [*several, "learn.leap.nested=true", "reconstruct=[leap]"])
+    (work,) = plan.learns
+    assert (work.stage.name, work.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
+    assert work.prior == plan.priors["wanda", 0.7], "the highest"
+    rows = {v.name: v.made_by for v in plan.variants}
+    assert all(rows[f"leap@{s:g}"] == work.stage for s in (0.5, 0.6, 0.7))
+    assert {fit.sparsity: fit.stage for fit in plan.reconstructions} == {
+        s: rows[f"leap+weights@{s:g}"] for s in (0.5, 0.6, 0.7)
+    }
+    assert all(plan.learned(v) == work for v in plan.variants if v.method.startswith("leap"))
+    keys = keys_of(plan)  # names are told apart
+    apart = keys_of(plan_of(tiny, several))
+    assert len([name for name in apart if name.startswith("learn/")]) == 3
+    fewer = keys_of(plan_of(tiny, [*base, "sparsities=[0.5, 0.6]", "learn.leap.nested=true"]))
+    assert fewer["learn/leap"] != keys["learn/leap"]
+    alone = [*base, "learn.leap.nested=true"]
+    assert [w.sparsities for w in plan_of(tiny, alone).learns] == [(0.5,)]
+    with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
+        plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])
