@@ -80,7 +80,7 @@ def prune(
 ) -> PruneResult:
     """Learn which weights of ``model`` to keep, and set the others to zero, in place.
 
-    Works where the model is, CPU or GPU, in its dtype, and needs 12 bytes more per prunable weight, for fp32 logits and
+    Works where the model is, CPU or GPU, in its dtype, and needs 6 bytes more per prunable weight, for fp32 logits and
     Adam's moments, and another 4, for gradients, where a step has several micro-batches (``settings.optimiser`` tells
     what the others need). Interrupted or failed, it leaves the model dense as it was.
 
@@ -120,7 +120,7 @@ def prune(
                 state,
                 weight_norms(layers),
                 settings,
-                1 - sparsity,
+                [1 - sparsity],
             )
             logits = [layer.logits for layer in layers.values()]
             history = _learn(learner, logits, rows, on_step)

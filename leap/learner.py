@@ -7,13 +7,16 @@ DeepSpeed worker of the pipeline drive the same object.
 
 With gap = density(M) − target, the density term is λ1·|gap| (method.md, section 1), or λ·gap + c/2·gap² with
 λ += c·gap / (relaxation·T) after each of the T steps (the method of multipliers, its step made independent of T).
+
+Of several targets, each step trains one: every so many steps each of them once, in an order drawn anew. Its gates open
+where the logits pass the cut that would leave the target's density, and it has a λ of its own, with its share of T.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +45,9 @@ class MaskLearner:
 
     Args:
         forward: maps rows [R, S] to logits [R, S, V] through the model that ``state`` belongs to.
-        density: the share of weights to keep.
+        densities: the shares of weights to keep; with more than one, the logits serve them all.
         reduce: mean of a float64 tensor over all workers, on the CPU.
+        cut: the value that a given share of all logits, over all workers, lies above; for several densities.
     """
 
     def __init__(
@@ -52,12 +56,18 @@ class MaskLearner:
         state: GateState,
         weights: MaskedWeights,
         settings: LearnSettings,
-        density: float,
+        densities: Sequence[float],
         reduce: Callable[[Tensor], Tensor] = lambda t: t,
+        cut: Callable[[float], float] | None = None,
     ) -> None:
+        assert densities
+        assert len(densities) == 1 or cut is not None
         self.forward, self.state, self.weights = forward, state, weights
-        self.settings, self.density, self.reduce = settings, density, reduce
-        self.multiplier = 0.0
+        self.settings, self.densities, self.reduce = settings, tuple(densities), reduce
+        self.multipliers = [0.0] * len(densities)
+        """λ of each density."""
+        self._cut = cut
+        self._offset, self._offset_step = 0.0, -1
         self._names: list[str] = []
         self._sums: Tensor | None = None  # float64, in the order of _names
         self._count = 0
@@ -69,6 +79,19 @@ class MaskLearner:
         index = step * s.microbatches + microbatch
         return Draw(s.scale.at(progress), s.temperature.at(progress), s.noise, s.seed, index)
 
+    def target(self, step: int) -> int:
+        """Number of the density that ``step`` trains."""
+        number = len(self.densities)
+        turn, place = divmod(step, number)
+        seed = (self.settings.seed * 1_000_003 + turn) % 2**63
+        return int(torch.randperm(number, generator=torch.Generator().manual_seed(seed))[place])
+
+    def _offset_of(self, step: int) -> float:
+        """Where the gates of the step's density open; the logits rest during a step, so it is looked for once."""
+        if self._cut is not None and step != self._offset_step:
+            self._offset, self._offset_step = self._cut(self.densities[self.target(step)]), step
+        return self._offset
+
     def loss(self, rows: Tensor, step: int, microbatch: int) -> Tensor:
         """The total loss of one micro-batch, rows [R, S], with its graph.
 
@@ -78,22 +101,22 @@ class MaskLearner:
         Raises:
             RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
         """
-        s, state = self.settings, self.state
+        s, state, target = self.settings, self.state, self.target(step)
         teacher = None
         if s.distillation > 0:
             state.mode = "dense"
             with torch.no_grad():
                 teacher = self.forward(rows)
-        state.mode, state.draw = "sampled", self.draw(step, microbatch)
+        state.mode, state.draw = "sampled", replace(self.draw(step, microbatch), offset=self._offset_of(step))
         logits, sums = self._collect(rows)
         sampled = sums[:, 0].sum() / self.weights.numel
         # Without noise the mask is no sample of anything: it is its own expectation.
         expected = sums[:, 2].sum() / self.weights.numel if s.noise else sampled
-        gap = (sampled if s.density.of == "sampled" else expected) - self.density
+        gap = (sampled if s.density.of == "sampled" else expected) - self.densities[target]
         if s.density.kind == "penalty":
             density_term = s.density.weight * gap.abs()
         else:
-            density_term = self.multiplier * gap + s.density.weight / 2 * gap.square()
+            density_term = self.multipliers[target] * gap + s.density.weight / 2 * gap.square()
         # The clamp keeps the slope of the root finite for a layer whose weights are all zero.
         norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / self.weights.norm
         fading = 1 - step / s.steps
@@ -151,15 +174,22 @@ class MaskLearner:
             raise NonFiniteLossError(f"the loss is {metrics['loss']} at step {step}")
         gap = metrics.pop("gap")
         if s.density.kind == "lagrangian":
-            self.multiplier += s.density.weight * gap / (s.density.relaxation * s.steps)
-            metrics["multiplier"] = self.multiplier
+            target = self.target(step)
+            self.multipliers[target] += s.density.weight * gap / (s.density.relaxation * s.steps / len(self.densities))
+            metrics["multiplier"] = self.multipliers[target]
+        if len(self.densities) > 1:
+            metrics["target_density"] = self.densities[self.target(step)]
         draw = self.draw(step, 0)
         return metrics | {"temperature": draw.temperature, "scale": draw.scale}
 
     @torch.no_grad()
     def mask_losses(self, batches: list[Tensor], step: int, hardener: Hardener) -> dict[str, float]:
         """Cross-entropy in nats with the sampled, the mean and the hard mask over ``batches`` of rows [R, S]."""
-        self.state.draw, self.state.harden = self.draw(step, 0), hardener
+        draw = self.draw(step, 0)
+        if len(self.densities) > 1:
+            assert hardener.cut is not None
+            draw = replace(draw, offset=hardener.cut.value)
+        self.state.draw, self.state.harden = draw, hardener
         losses = {}
         modes: tuple[Mode, ...] = ("sampled", "mean", "hard")
         for mode in modes:

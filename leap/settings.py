@@ -70,8 +70,8 @@ class LearnSettings:
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     init_std: float = 0.014
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
-    optimiser: Optimiser = "adam"
-    """Adam, with 12 bytes per logit for it and its moments, 6 with 8-bit moments, or 4 with bfloat16 logits too."""
+    optimiser: Optimiser = "adam8bit"
+    """Adam, with 6 bytes per logit for it and both moments in 16 bits, 4 with bfloat16 logits too, 12 for ``adam``."""
     learning_rate: float = 1e-3
     """Peak learning rate of the optimiser of the logits."""
     warmup_steps: int = 5

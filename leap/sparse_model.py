@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from leap_kernels import SparseLinear, pack
+from leap_kernels import BMP128, SparseLinear, pack
+from leap_kernels.dispatch import format_for
+from leap_kernels.idx8 import from_bmp128
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -19,7 +21,13 @@ def sparsify(model: nn.Module, masks: MaskFile | None = None) -> None:
     """Replace the prunable layers of ``model`` by packed ones, in place, keeping what ``masks`` or not being 0 says."""
     for name, linear in prunable_linears(model).items():
         weight = pack(linear.weight.detach(), None if masks is None else masks[name].to(linear.weight.device))
-        model.set_submodule(name, SparseLinear(weight, linear.bias))
+        model.set_submodule(name, packed_linear(weight, linear.bias))
+
+
+def packed_linear(weight: BMP128, bias: Tensor | None) -> SparseLinear:
+    """A layer that holds ``weight`` in the format that decodes fastest on the device it lies on."""
+    matrix_format = format_for(weight.vals.device, weight.vals.dtype, weight.shape[1])
+    return SparseLinear(from_bmp128(weight) if matrix_format == "idx8" else weight, bias)
 
 
 def load_sparse(
@@ -31,8 +39,9 @@ def load_sparse(
 ) -> PreTrainedModel:
     """The model of a sparse checkpoint (:func:`leap.write_sparse`), in evaluation mode.
 
-    Its pruned layers stay packed in memory. ``generate`` and everything else that runs the model works; training does
-    not, packed weights have no gradient.
+    Its pruned layers stay packed in memory: as they are stored, or, on GPUs whose instructions would not keep up with
+    their memory, as IDX8-64 (:mod:`leap_kernels.dispatch` decides). ``generate`` and everything else that runs the
+    model works; training does not, packed weights have no gradient.
 
     Args:
         dtype: of weights and activations; none: as stored.
@@ -63,7 +72,7 @@ def load_sparse(
         if matrix.shape != tuple(linear.weight.shape):
             raise SparseCheckpointError(f"{layer}: {list(matrix.shape)} does not fit the model's config.json")
         bias = None if linear.bias is None else plain.pop(f"{layer}.bias")
-        model.set_submodule(layer, SparseLinear(matrix, bias))
+        model.set_submodule(layer, packed_linear(matrix, bias))
     _fill(model, plain | {alias: plain[name] for alias, name in checkpoint.tied.items()}, directory)
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)

@@ -109,6 +109,11 @@ class LearnConfig(Section):
 
     Several make a variant NAME.seedN each, and one row of the table with their mean and standard deviation.
     """
+    nested: bool = False
+    """One run for all ``sparsities``: each step trains one of them, on the same logits with another cut.
+
+    What is kept at a sparsity is then kept at every lower one.
+    """
     workers: int = Field(default=1, gt=0)
     """Data-parallel workers that the logits are sharded over."""
     threads: int = Field(default=1, gt=0)
@@ -145,6 +150,12 @@ class LearnConfig(Section):
                 f"a global batch of {microbatches} micro-batches cannot be shared by {self.workers} workers; "
                 "change settings.batch_rows, settings.microbatch_rows or workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_cuts_go_through_the_model(self) -> LearnConfig:
+        if self.nested and self.settings.scope != "global":
+            raise ValueError(f"nested wants settings.scope global, not {self.settings.scope}")
         return self
 
 
@@ -202,6 +213,25 @@ class EvaluateConfig(Section):
         return self
 
 
+class BenchmarkConfig(Section):
+    dtypes: list[Dtype] = ["bfloat16", "float32"]
+    """Number types to measure in, whatever the model's own is."""
+    threads: int = Field(default=1, gt=0)
+    """CPU threads of the products. All CPUs of a node are reserved in any case: nothing runs beside a measurement."""
+    seconds: float = Field(default=0.25, gt=0)
+    """Time for the products with one matrix shape in one number type, dense and packed in turn."""
+    tokens: int = Field(default=64, gt=0)
+    """Tokens that each model decodes, one at a time, in one round."""
+    rounds: int = Field(default=3, gt=0)
+    """Rounds of decoding, in which the dense and the sparse model take turns."""
+
+    @model_validator(mode="after")
+    def _dtypes_are_named_once(self) -> BenchmarkConfig:
+        if not self.dtypes or len(set(self.dtypes)) != len(self.dtypes):
+            raise ValueError(f"dtypes must be one or more different number types, not {self.dtypes}")
+        return self
+
+
 class TrackingConfig(Section):
     uri: str | None = None
     """MLflow tracking URI; none: SQLite beside the runs."""
@@ -227,7 +257,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of everything that is drawn."""
     sparsities: list[Sparsity] = [0.5, 0.6]
-    """Shares of the prunable weights to remove; each is a run of its own."""
+    """Shares of the prunable weights to remove; each is a run of its own, unless an entry of ``learn`` is nested."""
     model: ModelConfig = ModelConfig()
     """The model to prune."""
     data: DataConfig = DataConfig()
@@ -241,6 +271,8 @@ class RunConfig(Section):
     ``prior.rows`` rows: one more variant each, NAME+weights."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Perplexity and zero-shot accuracy."""
+    benchmark: BenchmarkConfig | None = None
+    """Speed of the learned variants with packed weights, against the dense model; null: not measured."""
     tracking: TrackingConfig = TrackingConfig()
     """Experiment tracking."""
 

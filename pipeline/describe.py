@@ -116,6 +116,15 @@ def _lines(plan: Plan, sizes: Sizes | None, cpu: float) -> Iterable[Line]:
         seconds = _evaluation_seconds(config, cells, sizes, cpu)
         yield "evaluate", variant.name, [m.stage for m in cells], None, seconds
 
+    for speed in plan.speeds:
+        yield (
+            "benchmark",
+            speed.stage.item,
+            [speed.stage],
+            None,
+            estimate.benchmark_seconds(config, sizes) if sizes else None,
+        )
+
 
 def _evaluation_seconds(config: RunConfig, cells: list[Measurement], sizes: Sizes | None, cpu: float) -> float | None:
     if sizes is None:
@@ -171,7 +180,7 @@ def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
         table.add_row("memory of a worker", *("" for _ in runs))
         for label in memory[0]:
             table.add_row(f"  {label}", *(_bytes(m[label]) for m in memory))
-        table.add_row("  together, besides activations", *together, style="bold")
+        table.add_row("  together", *together, style="bold")
     return table
 
 

@@ -11,6 +11,7 @@ import time
 import torch
 
 from leap.layerwise import METHODS
+from leap.optimisers import logit_optimiser
 from pipeline.config import LearnConfig, RunConfig
 from pipeline.plan import Measurement
 from pipeline.sizes import Sizes
@@ -20,6 +21,10 @@ GPU_SPEED = 1.2e14
 #: Share of the speed of a plain matrix product that training reached: SmolLM2-135M, 512 tokens a step with
 #: distillation, in 7 to 9 s on a core that multiplies at 130 GFLOP/s.
 EFFICIENCY = 0.5
+#: Bytes a second that a plain read takes from memory: seen with one thread on a server CPU; an H100's data sheet.
+CPU_MEMORY, GPU_MEMORY = 1.2e10, 3e12
+#: Seconds of a token outside the linear layers: seen on models of six and thirty blocks.
+TOKEN_OVERHEAD = 5e-3
 #: Seconds that starting a group of workers takes.
 WORKER_START = 12.0
 #: Steps of about in²·out multiplications that a solver makes in each layer.
@@ -45,20 +50,27 @@ def cpu_speed(threads: int, dtype: str) -> float:
 
 
 def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[str, float]:
-    """Bytes of one worker by what they are for. Activations within the decoder blocks are not counted."""
-    settings = learn.settings
-    width = getattr(torch, config.model.dtype).itemsize
+    """Bytes of one worker by what they are for. What an allocator keeps beyond that is not counted."""
+    settings, optimiser = learn.settings, logit_optimiser(learn.settings)
+    width, logit = getattr(torch, config.model.dtype).itemsize, optimiser.dtype.itemsize
+    state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
+    accumulated = logit if settings.microbatches > learn.workers else 0
+    tokens = settings.microbatch_rows * config.data.context_length
+    # Within a block: inputs and outputs of the linear layers, and in fp32 what two norms keep, three times the width.
+    blocks = tokens * (width * sizes.wires + 24 * sizes.states)
+    if learn.activation_checkpointing:
+        # What enters each block, and the inside of one at a time.
+        blocks = tokens * width * sizes.states + blocks / sizes.blocks
     # fp32: logits, log-softmax and gradient; with a teacher its logits and log-softmax too.
     copies = 5 if settings.distillation else 3
     return {
         f"weights, {config.model.dtype}, frozen": sizes.parameters * width / learn.workers,
-        "mask logits, gradient, Adam, fp32": sizes.prunable * 16 / learn.workers,
-        "largest layer, gathered": float(sizes.gathered),
-        "output of a micro-batch, fp32": 4.0
-        * copies
-        * settings.microbatch_rows
-        * config.data.context_length
-        * sizes.vocabulary,
+        f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
+        "gradient summed over micro-batches": sizes.prunable * accumulated / learn.workers,
+        # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
+        "largest layer, gathered": float(max(sizes.largest * width, sizes.largest_masked * 2 * (width + logit))),
+        "activations of a micro-batch": float(blocks),
+        "output of a micro-batch, fp32": 4.0 * copies * tokens * sizes.vocabulary,
     }
 
 
@@ -116,6 +128,22 @@ def evaluate_seconds(config: RunConfig, work: Measurement, sizes: Sizes, cpu: fl
         documents = config.evaluate.documents_for(work.subject)
         tokens = documents * _parts(work.spec) * _TASK_TOKENS if documents else None
     return None if tokens is None else 2 * sizes.linear * tokens / speed
+
+
+def benchmark_seconds(config: RunConfig, sizes: Sizes) -> float:
+    """The speed of one variant: products with each shape, then rounds of decoding and one more for each of two parts.
+
+    A token reads every linear layer's weights; the packed ones are counted like dense ones.
+    """
+    settings = config.benchmark
+    if settings is None:
+        return 0.0
+    on_gpu = any(learn.gpu for learn in config.learn.values())
+    seconds = 0.0
+    for dtype in settings.dtypes:
+        token = TOKEN_OVERHEAD + sizes.linear * getattr(torch, dtype).itemsize / (GPU_MEMORY if on_gpu else CPU_MEMORY)
+        seconds += sizes.shapes * settings.seconds + 2 * (settings.rounds + 2) * settings.tokens * token
+    return seconds
 
 
 def _parts(spec: str) -> int:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
 from pipeline.progress import Board, Console, TrainingProgress
-from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
+from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
+from pipeline.tracking.curves import Curves
 
 
 class TrainingError(Exception):
@@ -42,7 +43,7 @@ class Flow:
         self.timings: list[dict[str, Any]] = []
         self.started = time.time()
 
-    def execute(self, last: str = "evaluate") -> None:
+    def execute(self, last: str = "benchmark") -> None:
         """Run everything that is not finished yet.
 
         Args:
@@ -59,6 +60,7 @@ class Flow:
             ("reconstruct", self._reconstruct),
             ("harden", self._harden),
             ("evaluate", self._evaluate),
+            ("benchmark", self._benchmark),
         ):
             with self.console.stage(title), self._run.child(title, {"stage": title}) as self._stage_run:
                 step()
@@ -98,13 +100,17 @@ class Flow:
             )
         records.log_inputs(self._run, self.plan)
 
+    @property
+    def _gpus(self) -> int:
+        """What a task reserves: a GPU, if learning has any."""
+        return 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
+
     def _fan_out(self, title: str, work: Iterable[tuple[StageDir, Callable[..., Any], tuple[Any, ...]]]) -> None:
         """Run independent work as Ray tasks, as many at a time as there are CPUs (or GPUs, if learning has any)."""
         running = {}
-        gpus = 1 if any(learn.gpu for learn in self.plan.config.learn.values()) else 0
         for stage, function, arguments in work:
             if not self._cached(stage):
-                task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(function)
+                task = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=1)(function)
                 running[task.remote(stage, *arguments)] = stage
         total = len(running)
         while running:
@@ -130,7 +136,8 @@ class Flow:
         waiting = []
         for work in self.plan.learns:
             if self._cached(work.stage):
-                _log_finished(self._stage_run, work)
+                with _learning_run(self._stage_run, work) as child:
+                    Curves(child).fill(Checkpoint(work.stage.uri_of("checkpoints")).facts["history"])
             else:
                 waiting.append(work)
         cpus = ray.cluster_resources().get("CPU", 1)
@@ -160,7 +167,7 @@ class Flow:
                     prior.reconstruct,
                     (
                         work.learned.stage,
-                        work.learned.sparsity,
+                        work.sparsity,
                         work.learned.config.settings.scope,
                         config.prior,
                         config.model,
@@ -213,6 +220,17 @@ class Flow:
                     work.append((m.stage, mask_map.run, (export,)))
         self._fan_out("evaluate", work)
 
+    def _benchmark(self) -> None:
+        """One measurement after the other, each with a whole node's CPUs to itself."""
+        config = self.plan.config
+        for number, work in enumerate(self.plan.speeds):
+            if not self._cached(work.stage):
+                arguments: tuple[Any, ...] = (work.stage, config.model, work.variant.export, config.benchmark)
+                task = ray.remote(num_cpus=_largest_node(), num_gpus=self._gpus, max_retries=1)(benchmark.run)
+                _get(task.remote(*arguments))
+                self._note(work.stage, cached=False)
+            self.console.progress("benchmark", number + 1, len(self.plan.speeds), "done")
+
 
 class _Learning:
     """One learning run in the background."""
@@ -228,7 +246,7 @@ class _Learning:
             work.stage.item,
             settings.steps,
             settings.batch_rows * config.data.context_length,
-            1 - work.sparsity,
+            1 - work.sparsities[0],
         )
         self._console = console
         self._error: dict[str, Any] | None = None
@@ -236,7 +254,7 @@ class _Learning:
             stage=work.stage,
             model=config.model,
             learn=work.config,
-            sparsity=work.sparsity,
+            sparsities=work.sparsities,
             seed=config.seed,
             calibration=plan.corpora["calibration"][0],
             heldout=plan.corpora["heldout"][0],
@@ -244,12 +262,10 @@ class _Learning:
             board=self._board,
         )
         found = Checkpoint.find(work.stage.uri_of("checkpoints"))
+        self._curves = Curves(self._run)
         if found:
             console.say(f"  {work.stage.name} continues at step {found.step}")
-            # A driver that was killed may have saved steps that it had not recorded yet,
-            _log_history(self._run, found)
-        # and may have recorded steps that are done again.
-        self._logged = self._run.last_step
+            self._curves.fill(found.facts["history"])
         self._began = time.time()
         books = str(Path(plan.directory).resolve() / "ray_train") if "://" not in plan.directory else plan.directory
         self._future = learn.fit.remote(job, books)
@@ -262,8 +278,7 @@ class _Learning:
                 self._error = event
             elif "loss" in event:
                 self._progress.show(event)
-                if event["step"] > self._logged:
-                    self._run.log_metrics(numbers(event), step=int(event["step"]))
+                self._curves.add(event)
         if not finished:
             return False
         _get(self._future)
@@ -276,6 +291,8 @@ class _Learning:
             )
         with self.work.stage.work(keep=True) as (_, facts):
             facts["seconds"] = round(time.time() - self._began, 3)
+        # Steps whose worker was killed before it could tell of them.
+        self._curves.fill(Checkpoint(self.work.stage.uri_of("checkpoints")).facts["history"])
         self._run.end()
         ray.kill(self._board)
         return True
@@ -284,31 +301,8 @@ class _Learning:
 def _learning_run(run: Run, work: LearnWork) -> Run:
     """The tracker's run of a learning run, below that of its stage."""
     child = run.child(work.stage.name, records.learn_tags(work))
-    child.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
+    child.log_params(work.config.model_dump(mode="json") | records.sparsity_of(work))
     return child
-
-
-def _log_finished(run: Run, work: LearnWork) -> None:
-    """Record the curves of a learning run that an earlier pipeline run finished."""
-    with _learning_run(run, work) as child:
-        _log_history(child, Checkpoint(work.stage.uri_of("checkpoints")))
-
-
-def _log_history(run: Run, checkpoint: Checkpoint) -> None:
-    """Record the steps up to ``checkpoint`` that ``run`` has no metrics of."""
-    history = [step for step in checkpoint.facts["history"] if step["step"] > run.last_step]
-    # What is measured now and then, and what is measured at each step.
-    watched = [step for step in history if "mask_loss.hard" in step]
-    for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
-        if steps:
-            names = [name for name in steps[0] if name != "step"]
-            curves = {name: [step[name] for step in steps] for name in names}
-            run.log_series([int(step["step"]) for step in steps], curves)
-
-
-def numbers(event: Mapping[str, Any]) -> dict[str, float]:
-    """What a step measured, of what a training worker tells about it."""
-    return {key: value for key, value in event.items() if key not in ("step", "run")}
 
 
 def _get(reference: Any) -> Any:
@@ -322,6 +316,11 @@ def _get(reference: Any) -> Any:
         if isinstance(cause, (UserError, ValueError)):
             raise UserError(str(cause)) from error
         raise
+
+
+def _largest_node() -> float:
+    """CPUs of the node that has the most."""
+    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
 
 def resources() -> dict[str, float]:

@@ -72,6 +72,7 @@ def _report(plan: Plan, results: RunResults, run: Run, directory: Path) -> Path:
     rows: dict[str, Any] = {row["name"]: row for row in results["variants"]}
     for row in rows.values():
         records.log_variant(run, plan, row)
+    run.log_metrics(records.headline_metrics(rows))
     records.log_models(run, plan, rows)
     run.log_table(result_rows(results), "results.csv")
     run.log_dict(results, "results.json")

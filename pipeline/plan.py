@@ -15,7 +15,7 @@ from pipeline import corpora, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.paths import expand_variables
-from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
+from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
@@ -37,16 +37,19 @@ class Variant:
 
     @property
     def name(self) -> str:
-        return self.method if self.sparsity is None else _item(self.method, self.seed, self.sparsity)
+        return variant_name(self.method, self.seed, self.sparsity)
 
 
 @dataclass(frozen=True)
 class LearnWork:
     stage: StageDir
     name: str
-    sparsity: float
+    sparsities: tuple[float, ...]
+    """Several for a nested run."""
     config: LearnConfig
     prior: StageDir
+    seed: int | None = None
+    """Of the run, where there are others that differ in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Reconstruction:
 
     stage: StageDir
     learned: LearnWork
+    sparsity: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Measurement:
     """What lm-eval is asked for."""
 
 
+@dataclass(frozen=True)
+class SpeedWork:
+    """How fast a variant is."""
+
+    stage: StageDir
+    variant: Variant
+
+
 @dataclass
 class Plan:
     config: RunConfig
@@ -82,6 +94,7 @@ class Plan:
     cloze: StageDir | None = None
     variants: list[Variant] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    speeds: list[SpeedWork] = field(default_factory=list)
 
     @property
     def stages(self) -> list[StageDir]:
@@ -94,6 +107,7 @@ class Plan:
             *(v.export for v in self.variants if v.export),
             *([self.cloze] if self.cloze else []),
             *(m.stage for m in self.measurements),
+            *(work.stage for work in self.speeds),
         ]
 
     def learned(self, variant: Variant) -> LearnWork | None:
@@ -148,6 +162,17 @@ def make_plan(config: RunConfig) -> Plan:
             "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
         )
 
+    def learn_work(name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> LearnWork:
+        """The learning run that serves an entry of ``learn`` at a sparsity."""
+        nested = learned.nested and len(config.sparsities) > 1
+        sparsities = tuple(config.sparsities) if nested else (sparsity,)
+        # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
+        start = plan.priors[learned.settings.prior, max(sparsities)]
+        decisive = learned.model_dump(mode="json", exclude=_FREE)
+        key = [model, decisive, sparsities, config.seed, start.key, calibration.key, heldout.key]
+        stage = place("learn", variant_name(name, seed, None if nested else sparsity), learn.VERSION, *key)
+        return LearnWork(stage, name, sparsities, learned, start, seed)
+
     plan.variants.append(Variant("dense"))
     for sparsity in config.sparsities:
         for method in config.prior.methods:
@@ -156,22 +181,27 @@ def make_plan(config: RunConfig) -> Plan:
             export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
             plan.variants.append(Variant(method, sparsity, scope, export, made))
         for name, seed, learned in _learning_runs(config):
-            start = plan.priors[learned.settings.prior, sparsity]
-            decisive = learned.model_dump(mode="json", exclude=_FREE)
-            key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
-            stage = place("learn", _item(name, seed, sparsity), learn.VERSION, *key)
-            work = LearnWork(stage, name, sparsity, learned, start)
-            plan.learns.append(work)
-            made_by = {name: stage}
+            work = learn_work(name, seed, learned, sparsity)
+            if work not in plan.learns:
+                plan.learns.append(work)
+            made_by = {name: work.stage}
             if name in config.reconstruct:
-                key = [prior.VERSION, stage.key, layer_wise_inputs]
-                fitted = place("reconstruct", _item(f"{name}+weights", seed, sparsity), *key)
-                plan.reconstructions.append(Reconstruction(fitted, work))
+                key = [prior.VERSION, work.stage.key, layer_wise_inputs]
+                fitted = place("reconstruct", variant_name(f"{name}+weights", seed, sparsity), *key)
+                plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
                 made_by[f"{name}+weights"] = fitted
             for method, made in made_by.items():
-                export = place("harden", _item(method, seed, sparsity), harden.VERSION, made.key)
+                export = place("harden", variant_name(method, seed, sparsity), harden.VERSION, made.key)
                 plan.variants.append(Variant(method, sparsity, learned.settings.scope, export, made, seed))
     _plan_measurements(plan, place, model)
+    if config.benchmark:
+        for variant in plan.variants:
+            # Those whose mask was learned, of several seeds the first. New weights for a mask change no time.
+            learned = variant.made_by is not None and variant.made_by.stage == "learn"
+            first = variant.seed is None or variant.seed == config.learn[variant.method].seeds[0]
+            if variant.export and learned and first:
+                key = [benchmark.VERSION, variant.export.key, config.benchmark]
+                plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan
 
 
@@ -183,9 +213,9 @@ def _learning_runs(config: RunConfig) -> Iterator[tuple[str, int | None, LearnCo
             yield name, seed if len(seeds) > 1 else None, entry.with_seed(seed)
 
 
-def _item(method: str, seed: int | None, sparsity: float) -> str:
-    """Name of a piece of work and of the variant that it makes. Names of methods have no dot."""
-    return f"{method}{'' if seed is None else f'.seed{seed}'}@{sparsity:g}"
+def variant_name(method: str, seed: int | None, sparsity: float | None) -> str:
+    """Name of a variant and of the work that makes it: ``leap@0.5``, ``leap.seed1@0.5``. A method's has no dot."""
+    return f"{method}{'' if seed is None else f'.seed{seed}'}{'' if sparsity is None else f'@{sparsity:g}'}"
 
 
 def corpus_key(config: RunConfig, role: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.plan import LearnWork, Plan, Variant
+from pipeline.speed import matrices
 from pipeline.storage import fingerprint
 from pipeline.tracking.base import Run
 from pipeline.tracking.registry import MEASURED_ON, SCORE
@@ -63,10 +64,15 @@ def learn_tags(work: LearnWork) -> dict[str, str]:
     return {
         "stage": "learn",
         "method": work.name,
-        "sparsity": f"{work.sparsity:g}",
+        **sparsity_of(work),
         "scope": work.config.settings.scope,
         "seed": str(work.config.settings.seed),
     }
+
+
+def sparsity_of(work: LearnWork) -> dict[str, str]:
+    """The sparsity of a learning run as a tag or parameter; those of a nested run with commas between."""
+    return {"sparsity": ",".join(f"{sparsity:g}" for sparsity in work.sparsities)}
 
 
 def log_inputs(run: Run, plan: Plan) -> None:
@@ -108,6 +114,33 @@ def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
         metrics[f"seeds_stdev.acc.{task}"] = spread
     for base, difference in row.get("against", {}).items():
         metrics |= _difference_metrics(base.rsplit("@", 1)[0], difference)
+    return metrics | speed_metrics(row)
+
+
+def speed_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Speed of decoding and of the pruned layers alone, where it was measured."""
+    metrics = {key: row[key] for key in ("decode_tokens_per_second",) if key in row}
+    speed = row.get("speed", {})
+    for dtype, found in speed.get("decode", {}).items():
+        metrics |= {
+            f"decode_tokens_per_second.{dtype}": found["sparse"]["tokens_per_second"],
+            f"decode_tokens_per_second_dense.{dtype}": found["dense"]["tokens_per_second"],
+            f"decode_speedup.{dtype}": found["speedup"],
+            f"decode_rest_ms.{dtype}": found["sparse"]["rest_ms"],
+        }
+        rows = [matrix for matrix in speed["matrices"] if matrix["dtype"] == dtype]
+        metrics[f"layers_speedup.{dtype}"] = matrices.speedup(rows)
+    return metrics
+
+
+def headline_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What the run itself shows of its variants: MLflow's charts make a section of what stands before the slash."""
+    metrics = {}
+    for name, row in rows.items():
+        variant = name.replace("@", " ")
+        metrics |= {f"perplexity.{text}/{variant}": found["perplexity"] for text, found in row["perplexity"].items()}
+        if row["mean_accuracy"]:
+            metrics[f"acc.mean/{variant}"] = row["mean_accuracy"]["acc"]
     return metrics
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import time
 from typing import Any, cast
 
 from pipeline import preflight
 from pipeline.estimate import training_tokens
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.plan import Plan, Variant
+from pipeline.plan import LearnWork, Plan, Variant, variant_name
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
-from pipeline.stages import evaluate, harden, mask_map
+from pipeline.stages import benchmark, evaluate, harden, mask_map
 from pipeline.storage import StageDir
 from pipeline.table_rows import table_rows
 
@@ -21,6 +23,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
     """Results of a plan whose stages are all finished."""
     config = plan.config
     rows, chance, clear = table_rows(plan, _variant)
+    _add_speeds(rows, plan, config.model.dtype)
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
@@ -34,7 +37,11 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         "variants": rows,
         "chance": chance,
         "clear_tasks": clear,
-        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
+        "training": {
+            variant_name(work.name, work.seed, sparsity): training_curves(plan, work, sparsity)
+            for work in plan.learns
+            for sparsity in work.sparsities
+        },
         "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
         "stages": timings,
         "environment": preflight.environment(),
@@ -74,6 +81,29 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     return row
 
 
+def _add_speeds(rows: list[dict[str, Any]], plan: Plan, dtype: str) -> None:
+    """Give each measured variant what was found, and its tokens a second, in ``dtype`` where that was measured.
+
+    A mean over seeds gets what was found of the seed that was measured. The dense model was measured beside each
+    variant: its row gets the median.
+    """
+    speeds = {work.variant.name: benchmark.result(work.stage) for work in plan.speeds}
+    dense = []
+    for row in rows:
+        measured = [work.variant.name for work in plan.speeds if _stands_for(row, work.variant)]
+        for found in (speeds[name] for name in measured):
+            decode = found["decode"].get(dtype) or next(iter(found["decode"].values()))
+            dense.append(decode["dense"]["tokens_per_second"])
+            row |= {"speed": found, "decode_tokens_per_second": decode["sparse"]["tokens_per_second"]}
+    if dense:
+        rows[0]["decode_tokens_per_second"] = statistics.median(dense)
+
+
+def _stands_for(row: dict[str, Any], variant: Variant) -> bool:
+    """Whether a row is that of the variant; where that is one of several seeds, the one of their mean."""
+    return "mean" not in row and (row["method"], row["target_sparsity"]) == (variant.method, variant.sparsity)
+
+
 def _training_tokens(plan: Plan, variant: Variant) -> int:
     """Tokens that the mask was learned from; zero where it was not learned."""
     work = plan.learned(variant)
@@ -89,13 +119,16 @@ def _seconds(plan: Plan, made_by: StageDir) -> float:
     return round(before + (made_by.manifest() or {})["seconds"], 1)
 
 
-def _training(plan: Plan, index: int) -> dict[str, Any]:
-    work = plan.learns[index]
+def training_curves(plan: Plan, work: LearnWork, sparsity: float) -> dict[str, Any]:
+    """The curves of a learning run; of a nested one, the steps that trained ``sparsity``."""
     history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
     watched = [step for step in history if "mask_loss.hard" in step]
+    since = itertools.accumulate(step["seconds"] for step in history)
+    suffix = f"-{sparsity:g}" if len(work.sparsities) > 1 else ""
+    trained = [step for step in history if step.get("target_density", 1 - sparsity) == 1 - sparsity]
     tokens = work.config.settings.batch_rows * plan.config.data.context_length
     curves = {
-        name: [step[name] for step in history]
+        name: [step[name] for step in trained]
         for name in (
             "step",
             "loss",
@@ -105,16 +138,16 @@ def _training(plan: Plan, index: int) -> dict[str, Any]:
             "temperature",
             "scale",
             "learning_rate",
-            "seconds",
         )
     }
     if "multiplier" in history[0]:
-        curves["lagrangian"] = [step["multiplier"] for step in history]
+        curves["lagrangian"] = [step["multiplier"] for step in trained]
     return curves | {
-        "target_density": 1 - work.sparsity,
+        "target_density": 1 - sparsity,
         "masks": {
             "step": [step["step"] for step in watched],
-            **{mode: [step[f"mask_loss.{mode}"] for step in watched] for mode in ("sampled", "mean", "hard")},
+            "seconds": [spent for step, spent in zip(history, since, strict=True) if "mask_loss.hard" in step],
+            **{mode: [step[f"mask_loss.{mode}{suffix}"] for step in watched] for mode in ("sampled", "mean", "hard")},
         },
         "tokens_per_second": tokens * len(history) / sum(step["seconds"] for step in history),
     }

@@ -30,6 +30,10 @@ ARGUMENTS = [
 ]
 
 
+SCREENSHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
+"""Where tests leave what they saw, to be looked at or kept as artifacts."""
+
+
 @contextmanager
 def chromium(directory: Path) -> Iterator[Any]:
     """A browser context with an empty profile in ``directory``; the test is skipped where there is no browser."""

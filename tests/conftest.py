@@ -118,6 +118,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evaluation": {"words": {"source": source, "share": [80, 100], "tokens": 1024}},
         },
         "prior": {"rows": 16},
+        "benchmark": None,
         "learn": {
             "leap": {
                 "settings": {

@@ -106,6 +106,15 @@ class BMP128:
             raise ValueError("BMP128 row_base does not follow from bits")
 
 
+def byte_limit(sparsity: float, itemsize: int) -> float:
+    """How often the bytes of a large matrix in BMP128 go into its dense ones: the most that a product can gain.
+
+    itemsize: bytes of a value.
+    """
+    overhead = (16 + 4) / GROUP  # bits and off
+    return itemsize / ((1 - sparsity) * itemsize + overhead)
+
+
 def _group_counts(bits: Tensor) -> Tensor:
     """Kept weights per group: int64 [N, G]."""
     octets = bits.view(torch.uint8)

@@ -1,7 +1,7 @@
 """Which op multiplies by a packed matrix: the one place where device, rows of x, dtype and format decide."""
 
 import functools
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -63,9 +63,28 @@ def choose_format(bytes_per_clock: float, itemsize: int, columns: int) -> Format
     return "idx8" if fits and bytes_per_clock > IDX8_BYTES_PER_CLOCK else "bmp128"
 
 
-@functools.cache
-def bytes_per_clock(device: torch.device) -> float:
+class GpuProperties(Protocol):
+    """What is asked of a GPU's properties, as ``torch.cuda.get_device_properties`` gives them."""
+
+    clock_rate: int
+    """kHz, as the memory's."""
+    memory_clock_rate: int
+    memory_bus_width: int
+    """Bits."""
+    multi_processor_count: int
+
+
+def bytes_per_clock(gpu: GpuProperties) -> float:
     """Memory bandwidth of a GPU per clock and SM, from the clocks and the bus width that its driver reports."""
-    gpu = torch.cuda.get_device_properties(device)
     bandwidth = 2 * gpu.memory_clock_rate * gpu.memory_bus_width / 8  # kB/s; memory transfers on both clock edges
     return bandwidth / (gpu.multi_processor_count * gpu.clock_rate)
+
+
+@functools.cache
+def _bytes_per_clock(device: torch.device) -> float:
+    return bytes_per_clock(torch.cuda.get_device_properties(device))
+
+
+def format_for(device: torch.device, dtype: torch.dtype, columns: int) -> Format:
+    """How to hold a matrix [N, columns] on a device for decoding: see :func:`choose_format`. CPUs read BMP128."""
+    return choose_format(_bytes_per_clock(device), dtype.itemsize, columns) if device.type == "cuda" else "bmp128"

@@ -20,38 +20,35 @@ def native_library() -> ctypes.CDLL | None:
     library = native.load("gemv_bitmap", tune_for_host=False)
     if library is not None:
         pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        library.leap_gemv_bitmap.argtypes = [*[pointer] * 6, size, size, number, number, number, number]
-        library.leap_gemv_bitmap.restype = None
+        library.leap_gemv_bitmap.argtypes = [*[pointer] * 6, size, size, number, number, number]
+        library.leap_gemv_bitmap.restype = number
         library.leap_best_isa.restype = number
     return library
 
 
-def instruction_set(library: ctypes.CDLL) -> int:
-    """The best one of this CPU, or the one LEAP_CPU_ISA names. Raises ValueError if that is unknown or missing."""
-    best = library.leap_best_isa()
-    name = os.environ.get("LEAP_CPU_ISA")
-    if name is None:
-        return best
-    if name not in ISAS[: best + 1]:
-        raise ValueError(f"LEAP_CPU_ISA={name}; this CPU has {', '.join(ISAS[: best + 1])}")
-    return ISAS.index(name)
-
-
 def gemv_bitmap_cpu(x: Tensor, weight: BMP128, library: ctypes.CDLL) -> Tensor:
-    """``x @ W.T``, sums in float32. x: [rows, K] of weight's dtype, one of DTYPES, on the CPU. Returns [rows, N]."""
+    """``x @ W.T``, sums in float32. x: [..., K] of weight's dtype, one of DTYPES, on the CPU. Returns [..., N].
+
+    Uses the best instruction set of this CPU, or the one that LEAP_CPU_ISA names. Raises ValueError if that is unknown
+    or missing.
+    """
     x = x.contiguous()
-    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-    library.leap_gemv_bitmap(
+    rows, columns = weight.shape
+    y = torch.empty(*x.shape[:-1], rows, dtype=x.dtype)
+    failed = library.leap_gemv_bitmap(
         weight.bits.data_ptr(),
         weight.off.data_ptr(),
         None if weight.row_base is None else weight.row_base.data_ptr(),
         weight.vals.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
-        *weight.shape,
+        rows,
+        columns,
         native.DTYPE_CODES[x.dtype],
-        x.shape[0],
-        instruction_set(library),
+        x.numel() // columns,
         torch.get_num_threads(),
     )
+    if failed:
+        available = ISAS[: library.leap_best_isa() + 1]
+        raise ValueError(f"LEAP_CPU_ISA={os.environ.get('LEAP_CPU_ISA')}; this CPU has {', '.join(available)}")
     return y

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leap_kernels.bmp128 import BMP128
+from leap_kernels.bmp128 import BMP128, pack
 
 CHUNK = 64
 BLOCK_ROWS = 4
@@ -45,7 +45,7 @@ class IDX8:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.start, self.base, self.index, self.vals))
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def _flat_positions(self) -> tuple[Tensor, Tensor]:
         """(which slots hold a value: bool [C, 4, 64]; their places in the row-major matrix: int64 [nnz])."""
@@ -71,8 +71,15 @@ class IDX8:
         return dense
 
     def to(self, device: torch.device | str) -> "IDX8":
-        tensors = (self.start, self.base, self.index, self.vals)
-        return IDX8(self.shape, *(tensor.to(device) for tensor in tensors))
+        return IDX8(self.shape, *(tensor.to(device) for tensor in self.tensors().values()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parts by name, in the order of the fields."""
+        return {"start": self.start, "base": self.base, "index": self.index, "vals": self.vals}
+
+    def to_bmp128(self) -> BMP128:
+        """The same matrix as :func:`from_bmp128` was given it."""
+        return pack(self.unpack(), self.mask())
 
 
 def _chunk_bounds(places: Tensor, row_ends: Tensor) -> tuple[Tensor, Tensor]:

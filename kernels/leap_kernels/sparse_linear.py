@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from leap_kernels import gemv_bitmap_cpu
 from leap_kernels.bmp128 import BMP128
-from leap_kernels.dispatch import Op, choose_op
-from leap_kernels.idx8 import IDX8
+from leap_kernels.dispatch import Format, Op, choose_op
+from leap_kernels.idx8 import IDX8, from_bmp128
 from leap_kernels.unpack_bitmap_cpu import unpack_bitmap_cpu
 
 
@@ -28,24 +28,28 @@ def sparse_linear(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None = None) 
     with respect to weight. Raises ValueError for arguments that do not fit.
     """
     rows, columns = weight.shape
+    # All of this is done for every layer of every token, and a reshape takes as long as a hundred kilobytes.
     if x.dtype != weight.vals.dtype or x.device != weight.vals.device or x.shape[-1] != columns:
         raise ValueError(
             f"x is {x.dtype} {tuple(x.shape)} on {x.device}; weight {weight.vals.dtype} [{rows}, {columns}] "
             f"on {weight.vals.device}"
         )
-    flat = x.reshape(-1, columns)
-    on_cpu = x.device.type == "cpu"
+    device_type = x.device.type
+    library = gemv_bitmap_cpu.native_library() if device_type == "cpu" else None
     op = choose_op(
-        x.device.type,
-        flat.shape[0],
+        device_type,
+        x.numel() // columns if columns else 0,
         x.dtype,
         matrix_format="idx8" if isinstance(weight, IDX8) else "bmp128",
-        native=on_cpu and gemv_bitmap_cpu.native_library() is not None,
+        native=library is not None,
         differentiable=torch.is_grad_enabled() and x.requires_grad,
     )
     if op == "dense":
         return nn.functional.linear(x, _dense(weight), bias)
-    y = _multiply(op, flat, weight).view(*x.shape[:-1], rows)
+    if library is not None and isinstance(weight, BMP128):
+        y = gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
+    else:
+        y = _multiply(op, x.reshape(-1, columns), weight).view(*x.shape[:-1], rows)
     return y if bias is None else y + bias
 
 
@@ -60,15 +64,11 @@ def _dense(weight: BMP128 | IDX8) -> Tensor:
 
 
 def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
-    """``x @ W.T`` by one of the kernels. x: [rows, K]."""
+    """``x @ W.T`` by one of the Triton kernels. x: [rows, K]."""
     if isinstance(weight, IDX8):
         from leap_kernels.gemv_idx8_triton import gemv_idx8_triton
 
         return gemv_idx8_triton(x, weight)
-    if op == "gemv_bitmap_cpu":
-        library = gemv_bitmap_cpu.native_library()
-        assert library is not None
-        return gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
     if op == "spmm_bitmap_triton":
         from leap_kernels.spmm_bitmap_triton import spmm_bitmap_triton
 
@@ -79,26 +79,40 @@ def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
 
 
 class SparseLinear(nn.Module):
-    """``nn.Linear`` with a BMP128 weight, for inference: see :func:`sparse_linear`.
+    """``nn.Linear`` with a packed weight, for inference: see :func:`sparse_linear`.
 
-    Its buffers are the tensors that :meth:`BMP128.tensors` names, and ``bias`` [out] where there is one. Loading a
-    state dict replaces them, so that a matrix with another number of kept weights fits.
+    Its buffers are the tensors of the matrix in the format it is held in, and ``bias`` [out] where there is one. Its
+    state dict is BMP128 in any case, what :meth:`BMP128.tensors` names. Loading one replaces the matrix, so that one
+    with another number of kept weights fits, and keeps the format.
     """
 
-    def __init__(self, weight: BMP128, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: BMP128 | IDX8, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        stored = weight.tensors()
-        for name in ("shape", "bits", "off", "vals", "row_base"):
-            self.register_buffer(name, stored.get(name))
+        self._hold(weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
+    def _hold(self, weight: BMP128 | IDX8) -> None:
+        self._matrix = weight
+        self.matrix_format: Format = "idx8" if isinstance(weight, IDX8) else "bmp128"
+        for name, tensor in weight.tensors().items():
+            self.register_buffer(name, tensor)
+        if isinstance(weight, BMP128):
+            self.register_buffer("row_base", weight.row_base)
+
     @property
-    def weight(self) -> BMP128:
+    def weight(self) -> BMP128 | IDX8:
         """The packed matrix."""
-        size = (self.out_features, self.in_features)
-        # Read from the dict: five look-ups through nn.Module.__getattr__ take as long as a small matrix.
+        # Read from the dict: look-ups through nn.Module.__getattr__ take as long as a small matrix.
         buffers: Any = self._buffers
+        if self._matrix.vals is not buffers["vals"]:  # moved, copied or loaded since
+            self._matrix = self._of_buffers(buffers)
+        return self._matrix
+
+    def _of_buffers(self, buffers: Any) -> BMP128 | IDX8:
+        size = (self.out_features, self.in_features)
+        if self.matrix_format == "idx8":
+            return IDX8(size, buffers["start"], buffers["base"], buffers["index"], buffers["vals"])
         return BMP128(size, buffers["bits"], buffers["off"], buffers["vals"], buffers["row_base"])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +120,17 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.weight.nnz}, bias={bias}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, nnz={self.weight.nnz}, bias={bias}, "
+            f"format={self.matrix_format}"
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        weight = self.weight
+        stored = (weight.to_bmp128() if isinstance(weight, IDX8) else weight).tensors()
+        if self.bias is not None:
+            stored = {**stored, "bias": self.bias if keep_vars else self.bias.detach()}
+        destination.update({prefix + name: tensor for name, tensor in stored.items()})
 
     def _load_from_state_dict(
         self,
@@ -118,16 +142,20 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        known = ("shape", "bits", "off", "vals", "row_base", *(["bias"] if self.bias is not None else []))
+        found = {name: state_dict[prefix + name] for name in known if prefix + name in state_dict}
+        bias = found.pop("bias", None)
         try:
-            matrix = BMP128.from_tensors({name: tensor for name, tensor in found.items() if name != "bias"})
+            matrix = BMP128.from_tensors(found)
             if matrix.shape != (self.out_features, self.in_features):
                 raise ValueError(f"BMP128 shape is {matrix.shape}, expected {(self.out_features, self.in_features)}")
         except ValueError as error:
             error_msgs.append(f"{prefix.removesuffix('.')}: {error}")
             return
-        self._buffers.update({name: None for name in self._buffers if name != "bias"} | found)
-        if self.bias is not None and "bias" not in found:
+        self._hold(from_bmp128(matrix) if self.matrix_format == "idx8" else matrix)
+        if bias is not None:
+            self.register_buffer("bias", bias)
+        elif self.bias is not None:
             missing_keys.append(prefix + "bias")
-        known = {prefix + name for name in self._buffers}
-        unexpected_keys += [key for key in state_dict if strict and key.startswith(prefix) and key not in known]
+        expected = {prefix + name for name in known}
+        unexpected_keys += [key for key in state_dict if strict and key.startswith(prefix) and key not in expected]

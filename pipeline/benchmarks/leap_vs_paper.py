@@ -72,14 +72,13 @@ def _curves(run: dict[str, Any], sparsity: float) -> list[Curve]:
         settings = run["config"]["learn"][row["method"]]["settings"]
         start = rows.get(f"{settings['prior']}@{sparsity:g}", {}).get("seconds", 0.0)
         tokens = settings["batch_rows"] * run["context_length"]
-        spent = list(itertools.accumulate(training["seconds"], initial=start))
-        steps = training["masks"]["step"]
+        masks = training["masks"]
         curves.append(
             Curve(
                 name=row["method"],
-                tokens=[(step + 1) * tokens for step in steps],
-                seconds=[spent[step + 1] for step in steps],
-                perplexity=[math.exp(loss) for loss in training["masks"]["hard"]],
+                tokens=[(step + 1) * tokens for step in masks["step"]],
+                seconds=[start + seconds for seconds in masks["seconds"]],
+                perplexity=[math.exp(loss) for loss in masks["hard"]],
             )
         )
     return curves

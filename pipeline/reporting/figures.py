@@ -6,14 +6,14 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pipeline.reporting import summary, theme
-from pipeline.reporting.plots import layers, masks, pareto, stages, training, variants
+from pipeline.reporting.plots import layers, masks, pareto, speed, stages, training, variants
 from pipeline.reporting.schema import RunResults
 
 
 def make_figures(results: RunResults) -> dict[str, Figure]:
     """The figures that the results allow, by name.
 
-    They are ``pareto``, ``perplexity``, ``accuracy``, ``stages`` and, for the variants that have them,
+    They are ``pareto``, ``perplexity``, ``accuracy``, ``speed``, ``stages`` and, for the variants that have them,
     ``training/<variant>``, ``layers/<variant>`` and ``masks/<variant>``.
     """
     with matplotlib.rc_context(theme.STYLE):
@@ -21,6 +21,7 @@ def make_figures(results: RunResults) -> dict[str, Figure]:
             "pareto": pareto.pareto_figure(results),
             "perplexity": variants.perplexity_figure(results),
             "accuracy": variants.accuracy_figure(results),
+            "speed": speed.speed_figure(results),
             "stages": stages.stages_figure(results.get("stages", [])),
         }
         for name, curves in results.get("training", {}).items():

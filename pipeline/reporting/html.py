@@ -22,6 +22,7 @@ def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
         sections.header(results),
         sections.results_section(results, svgs),
         sections.training_section(results, svgs),
+        sections.speed_section(results, svgs),
         sections.layers_section(results, svgs),
         sections.masks_section(results, svgs),
         sections.samples_section(results),

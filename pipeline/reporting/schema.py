@@ -88,6 +88,61 @@ class Sample(TypedDict, total=False):
     continuation: str
 
 
+class MatrixSpeed(TypedDict, total=False):
+    """Products with one matrix of a pruned model, packed and dense, one row of x."""
+
+    shape: list[int]
+    """[out, in]"""
+    layers: int
+    """How many pruned layers have this shape."""
+    layer: str
+    """The one that was measured."""
+    sparsity: float
+    dtype: str
+    dense_us: float
+    sparse_us: float
+    """Microseconds of a call."""
+    speedup: float
+    byte_limit: float
+    """The speed-up that the bytes of the two forms allow."""
+    bandwidth: float
+    """Of a plain read's, as a fraction."""
+
+
+class TokenTime(TypedDict, total=False):
+    """Batch-1 decoding with one model."""
+
+    tokens_per_second: float
+    token_ms: float
+    """Median milliseconds of a token; the three parts below add up to it."""
+    linears_ms: float
+    """The pruned layers."""
+    head_ms: float
+    rest_ms: float
+    peak_bytes: int
+    """On a GPU."""
+
+
+class DecodeSpeed(TypedDict, total=False):
+    """Decoding in one number type, dense and sparse in turn in one process."""
+
+    dense: TokenTime
+    sparse: TokenTime
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    speedup_without_head: float
+
+
+class Speed(TypedDict, total=False):
+    """How fast a variant is with its own masks."""
+
+    machine: str
+    matrices: list[MatrixSpeed]
+    decode: dict[str, DecodeSpeed]
+    """By number type."""
+
+
 class Variant(TypedDict, total=False):
     """One model of the comparison: the dense one or a pruned one."""
 
@@ -125,6 +180,7 @@ class Variant(TypedDict, total=False):
     """Tokens that the mask was learned from; zero where it was not learned."""
     decode_tokens_per_second: float
     """Measured speed of generation, where it was."""
+    speed: Speed
     directory: str
     sparsity_per_layer: dict[str, float]
     """By full module name, such as ``model.layers.0.self_attn.q_proj``."""
@@ -137,6 +193,8 @@ class MaskLosses(TypedDict, total=False):
     """Held-out loss, in nats per token, with the three readings of the same logits."""
 
     step: list[int]
+    seconds: list[float]
+    """Time of all steps so far, without these measurements."""
     sampled: list[float]
     mean: list[float]
     hard: list[float]
@@ -155,8 +213,6 @@ class Training(TypedDict, total=False):
     scale: list[float]
     lagrangian: list[float]
     learning_rate: list[float]
-    seconds: list[float]
-    """Of each step, without the measurements on held-out text."""
     masks: MaskLosses
     tokens_per_second: float
 

@@ -62,6 +62,98 @@ def training_section(results: RunResults, figures: Figures) -> str:
     return section("Learning the mask", *_folded(parts))
 
 
+def speed_section(results: RunResults, figures: Figures) -> str:
+    """What the zeros gain with our own kernels: the matrices, and decoding token by token."""
+    measured = [v for _, group in summary.groups(results) for v in group if v.get("speed")]
+    if not measured:
+        return ""
+    note = (
+        f"Packed weights through the project's own kernels (leap.load_sparse), one row of x, in turn with the dense "
+        f"model in one process. {summary.NO_SPEED_NOTE}"
+    )
+    caption = (
+        "Speed-up by sparsity, up to the limit that the bytes of the weights set. Dots: the products with the model's "
+        "matrices. Diamonds: decoding with the whole model. A dense product that does not keep up with memory can be "
+        "beaten by more."
+    )
+    return section(
+        "Speed",
+        f'<p class="note">{escape(note)}</p>',
+        _decode_table(measured),
+        _figure(figures, "speed", caption),
+        _matrices_table(measured),
+        f'<p class="note">{escape(measured[0]["speed"].get("machine", ""))}</p>',
+    )
+
+
+def _decode_table(measured: list[Variant]) -> str:
+    """Milliseconds a token and where they go, a row for each model."""
+    headers = (
+        "variant",
+        "weights",
+        "tokens/s",
+        "ms a token",
+        "pruned layers",
+        "output head",
+        "rest",
+        "speed-up",
+        "without the head",
+    )
+    rows = []
+    for variant in measured:
+        for dtype, found in variant["speed"]["decode"].items():
+            for name in ("dense", "sparse"):
+                time = found[name]
+                gain, without = "", ""
+                if name == "sparse":
+                    gain = f"{found['speedup']:.2f} ({found['speedup_low']:.2f} to {found['speedup_high']:.2f})"
+                    without = f"{found['speedup_without_head']:.2f}"
+                parts = (f"{time[part]:.2f}" for part in ("token_ms", "linears_ms", "head_ms", "rest_ms"))
+                rows.append(
+                    [
+                        escape(variant.get("name", "?")),
+                        f"{dtype}, {'packed' if name == 'sparse' else name}",
+                        f"{time['tokens_per_second']:.1f}",
+                        *parts,
+                        gain,
+                        without,
+                    ]
+                )
+    return table(headers, rows, text_columns=2)
+
+
+def _matrices_table(measured: list[Variant]) -> str:
+    headers = (
+        "variant",
+        "weights",
+        "matrix",
+        "layers",
+        "sparsity",
+        "dense, µs",
+        "packed, µs",
+        "speed-up",
+        "limit by bytes",
+        "of read bandwidth",
+    )
+    rows = [
+        [
+            escape(variant.get("name", "?")),
+            m["dtype"],
+            f"{m['shape'][0]} × {m['shape'][1]}",
+            str(m["layers"]),
+            percent(m["sparsity"]),
+            f"{m['dense_us']:.1f}",
+            f"{m['sparse_us']:.1f}",
+            f"{m['speedup']:.2f}",
+            f"{m['byte_limit']:.2f}",
+            percent(m["bandwidth"], 0),
+        ]
+        for variant in measured
+        for m in variant["speed"]["matrices"]
+    ]
+    return details("the matrices", table(headers, rows, text_columns=3))
+
+
 def layers_section(results: RunResults, figures: Figures) -> str:
     """Where the zeros are."""
     pruned = [v for v in summary.pruned(results) if v.get("sparsity_per_layer")]

@@ -71,6 +71,8 @@ def result_rows(results: RunResults) -> list[dict[str, Any]]:
             key: variant.get(key)
             for key in ("name", "method", "target_sparsity", "real_sparsity", "scope", "weights_changed", "seconds")
         }
+        if "decode_tokens_per_second" in variant:
+            row["decode_tokens_per_second"] = variant["decode_tokens_per_second"]
         for dataset, measured in variant.get("perplexity", {}).items():
             row[f"perplexity/{dataset}"] = measured.get("perplexity")
             row[f"stderr_nll/{dataset}"] = measured.get("stderr_nll")

@@ -78,6 +78,7 @@ def confirm_config(
             "learn": entries,
             "prior": config.prior.model_copy(update={"methods": []}),
             "evaluate": EvaluateConfig(batch_rows=config.evaluate.batch_rows),
+            "benchmark": None,
         }
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from leap_kernels import bmp128
-from leap_kernels.bmp128 import BMP128, PADDING, pack
+from leap_kernels.bmp128 import BMP128, PADDING, byte_limit, pack
 
 INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -109,3 +109,10 @@ def test_reader_in_the_specification(monkeypatch, limit):
     stored = {name: tensor.numpy() for name, tensor in pack(weight, mask).tensors().items()}
     dense = namespace["read_bmp128"](**stored)
     assert same_bits(torch.from_numpy(dense), torch.where(mask, weight, 0.0))
+
+
+def test_the_byte_limit_is_that_of_a_large_matrix():
+    packed = pack(torch.randn(512, 4096).bfloat16(), torch.rand(512, 4096) >= 0.6)
+    sparsity = 1 - packed.nnz / (512 * 4096)
+    assert byte_limit(sparsity, 2) == pytest.approx(2 * 512 * 4096 / packed.nbytes, rel=1e-3)
+    assert byte_limit(0.5, 2) == pytest.approx(1.73, abs=0.005)

@@ -49,19 +49,25 @@ def test_choice_for_idx8_and_without_native_code():
         (1980, 5120, 132, 2619, "idx8"),  # H100 SXM
     ],
 )
-def test_format_by_bandwidth_per_clock(monkeypatch, mhz, bus, processors, memory_mhz, expected):
+def test_format_by_bandwidth_per_clock(mhz, bus, processors, memory_mhz, expected):
     gpu = SimpleNamespace(
         clock_rate=mhz * 1000,
         memory_bus_width=bus,
         multi_processor_count=processors,
         memory_clock_rate=memory_mhz * 1000,
     )
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
-    bandwidth = dispatch.bytes_per_clock.__wrapped__(torch.device("cuda"))
+    bandwidth = dispatch.bytes_per_clock(gpu)
     assert bandwidth == pytest.approx(2 * memory_mhz * bus / 8 / (processors * mhz))
     assert choose_format(bandwidth, itemsize=2, columns=4096) == expected
     assert choose_format(bandwidth, itemsize=4, columns=4096) == "bmp128"
     assert choose_format(bandwidth, itemsize=2, columns=2**16 + 1) == "bmp128"
+
+
+def test_the_format_follows_the_device(monkeypatch):
+    monkeypatch.setattr(dispatch, "_bytes_per_clock", lambda _: 13.0)
+    assert dispatch.format_for(torch.device("cpu"), BF16, 4096) == "bmp128"
+    assert dispatch.format_for(torch.device("cuda", 0), BF16, 4096) == "idx8"
+    assert dispatch.format_for(torch.device("cuda", 0), FP32, 4096) == "bmp128"
 
 
 def test_idx8_on_a_cpu_is_unpacked():

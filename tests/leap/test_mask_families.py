@@ -123,7 +123,7 @@ def test_every_mask_learns_with_and_without_activation_checkpointing(family):
     state, layers = install(model)
     settings = LearnSettings(steps=4, batch_rows=3, microbatch_rows=3, distillation=0.5)
     learner = MaskLearner(
-        lambda rows: model(input_ids=rows, use_cache=False).logits, state, weight_norms(layers), settings, 0.5
+        lambda rows: model(input_ids=rows, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
     )
     grads = []
     for recompute in (False, True):

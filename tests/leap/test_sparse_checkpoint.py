@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import leap
-from leap import sparse_checkpoint
+from leap import sparse_checkpoint, sparse_model
 from leap.export import export
 from leap.packed import MaskFile
 from leap.surgery import prunable_linears
@@ -135,6 +135,32 @@ def test_state_dict_round_trips_into_other_masks(sparse: Path, dense: Path, tmp_
     broken = {k: v + 1 if k.endswith("q_proj.off") else v for k, v in model.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"q_proj: BMP128 off does not follow from bits"):
         other.load_state_dict(broken)
+
+
+def test_idx8_is_held_where_the_dispatch_says_so_and_saved_as_bmp128(
+    sparse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU with much bandwidth; on a CPU its product is that of the unpacked matrix."""
+    plain = leap.load_sparse(sparse)
+    asked = []
+    monkeypatch.setattr(sparse_model, "format_for", lambda *arguments: asked.append(arguments) or "idx8")
+    model = leap.load_sparse(sparse)
+    layers = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    assert {layer.matrix_format for layer in layers} == {"idx8"}
+    assert {arguments[:2] for arguments in asked} == {(torch.device("cpu"), torch.float32)}
+    assert {columns for _, _, columns in asked} == {layer.in_features for layer in layers}
+    assert not any("bits" in name for name, _ in model.named_buffers()), "not both formats at once"
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
+    state, expected = model.state_dict(), plain.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    q_proj = layers[0]
+    q_proj.vals.zero_()
+    model.load_state_dict(expected)
+    assert q_proj.matrix_format == "idx8"
+    assert torch.equal(q_proj.weight.unpack(), plain.get_submodule("model.layers.0.self_attn.q_proj").weight.unpack())
 
 
 def test_every_tensor_is_stored_once_and_the_others_as_they_are(dense: Path, sparse: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.reporting.plots.budget import Panel, budget_figure
 
 def run() -> dict[str, Any]:
     def training(seconds: float, hard: list[float]) -> dict[str, Any]:
-        return {"seconds": [seconds] * 4, "masks": {"step": [0, 2, 3], "hard": hard}}
+        return {"masks": {"step": [0, 2, 3], "seconds": [seconds, 3 * seconds, 4 * seconds], "hard": hard}}
 
     def row(name: str, method: str, sparsity: float, seconds: float) -> dict[str, Any]:
         return {"name": name, "method": method, "target_sparsity": sparsity, "seconds": seconds}

@@ -163,6 +163,19 @@ def test_the_order_of_the_rows_follows_both_seeds(tiny: Path) -> None:
     assert len(set(seeds.values())) == 4
 
 
+def test_speed_is_measured_of_learned_masks_where_it_is_asked_for(
+    tiny: Path, base: list[str], keys: dict[str, str]
+) -> None:
+    asked = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}"])
+    assert [work.stage.name for work in asked.speeds] == ["benchmark/leap@0.5"]
+    assert list(keys_of(asked))[-1] == "benchmark/leap@0.5"
+    for change, again in (("benchmark.tokens=5", True), ("seed=1", True), ("prior.methods=[]", False)):
+        (work,) = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}", change]).speeds
+        assert (work.stage.key != asked.speeds[0].stage.key) == again, change
+    assert recipe.load("nano").benchmark is not None
+    assert estimate.benchmark_seconds(recipe.load("nano"), measure(recipe.load("nano"))) < 20
+
+
 def test_output_and_name_move_results_and_change_none(
     tiny: Path, base: list[str], keys: dict[str, str], tmp_path: Path
 ) -> None:
@@ -228,7 +241,9 @@ def test_sizes_are_those_of_the_model(tiny: Path) -> None:
     assert sizes.linear == 2 * block + vocabulary * hidden  # the head is tied to the embedding and still multiplies
     assert sizes.gram == 2 * (6 * hidden**2 + inner**2)
     assert sizes.solve == 2 * (hidden**2 * (block // hidden - inner) + inner**2 * hidden)
-    assert sizes.gathered == max(vocabulary * hidden * 4, inner * hidden * 8)
+    assert (sizes.largest, sizes.largest_masked) == (vocabulary * hidden, inner * hidden)
+    assert sizes.wires == 2 * (4 * hidden + 2 * hidden + 2 * key_value + 3 * (hidden + inner))
+    assert (sizes.blocks, sizes.states) == (2, 2 * hidden)
     assert sizes.vocabulary == vocabulary
 
 
@@ -244,7 +259,9 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
-    assert memory_one["mask logits, gradient, Adam, fp32"] == 16 * sizes.prunable
+    assert memory_one["mask logits and adam8bit"] == 6 * sizes.prunable
+    assert memory_one["gradient summed over micro-batches"] == 4 * sizes.prunable
+    assert memory_four["gradient summed over micro-batches"] == 0  # four micro-batches in all
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
     seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
@@ -271,3 +288,26 @@ def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
         "heldout": ["words"],
         "calibration": ["words", "heldout"],
     }
+
+
+def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base: list[str]) -> None:
+    several = [*base, "sparsities=[0.7, 0.5, 0.6]"]
+    plan = plan_of(tiny, [*several, "learn.leap.nested=true", "reconstruct=[leap]"])
+    (work,) = plan.learns
+    assert (work.stage.name, work.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
+    assert work.prior == plan.priors["wanda", 0.7], "the highest"
+    rows = {v.name: v.made_by for v in plan.variants}
+    assert all(rows[f"leap@{s:g}"] == work.stage for s in (0.5, 0.6, 0.7))
+    assert {fit.sparsity: fit.stage for fit in plan.reconstructions} == {
+        s: rows[f"leap+weights@{s:g}"] for s in (0.5, 0.6, 0.7)
+    }
+    assert all(plan.learned(v) == work for v in plan.variants if v.method.startswith("leap"))
+    keys = keys_of(plan)  # names are told apart
+    apart = keys_of(plan_of(tiny, several))
+    assert len([name for name in apart if name.startswith("learn/")]) == 3
+    fewer = keys_of(plan_of(tiny, [*base, "sparsities=[0.5, 0.6]", "learn.leap.nested=true"]))
+    assert fewer["learn/leap"] != keys["learn/leap"]
+    alone = [*base, "learn.leap.nested=true"]
+    assert [w.sparsities for w in plan_of(tiny, alone).learns] == [(0.5,)]
+    with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
+        plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])

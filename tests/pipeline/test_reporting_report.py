@@ -17,6 +17,7 @@ TASKS = ("piqa", "arc_easy", "winogrande")
 SECTIONS = [
     "Results",
     "Learning the mask",
+    "Speed",
     "Where the zeros are",
     "The masks",
     "Generated text",
@@ -74,6 +75,23 @@ def with_seeds(results):
     results["training"] = {member["name"]: training() for member in members}
 
 
+def speed(sparsity):
+    def token(milliseconds):
+        parts = {"linears_ms": milliseconds / 2, "head_ms": milliseconds / 4, "rest_ms": milliseconds / 4}
+        return {"tokens_per_second": 1e3 / milliseconds, "token_ms": milliseconds, **parts}
+
+    gains = {"speedup": 1.25, "speedup_low": 1.2, "speedup_high": 1.3, "speedup_without_head": 1.4}
+    matrix = {"layers": 3, "sparsity": sparsity, "dense_us": 50.0, "sparse_us": 31.25, "speedup": 1.6}
+    return {
+        "machine": "<CPU>, 1 threads",
+        "matrices": [
+            {"shape": [96, 32], "layer": "up", "dtype": dtype, "byte_limit": 1.73, "bandwidth": 0.8, **matrix}
+            for dtype in ("bfloat16", "float32")
+        ],
+        "decode": {dtype: {"dense": token(5.0), "sparse": token(4.0), **gains} for dtype in ("bfloat16", "float32")},
+    }
+
+
 def training():
     steps = list(range(1, 61))
     return {
@@ -94,6 +112,8 @@ def training():
 
 @pytest.fixture
 def results():
+    learned = variant("leap", 0.5, 30.4, 0.37, spread=0.1)
+    learned |= {"speed": speed(0.5), "decode_tokens_per_second": 250.0}
     return {
         "recipe": "test",
         "model": {"name": "nano <script>alert(1)</script>", "parameters": 5_500_000, "prunable_parameters": 4_000_000},
@@ -103,8 +123,7 @@ def results():
             variant("dense", None, 24.6, 0.40),
             variant("wanda", 0.5, 44.0, 0.33),
             variant("admm", 0.5, 33.2, 0.36),
-            variant("leap", 0.5, 30.4, 0.37, spread=0.1)
-            | {"rival": "admm@0.5", "against": {"admm@0.5": difference(-0.088, 0.01, 0.006), "dense": {}}},
+            learned | {"rival": "admm@0.5", "against": {"admm@0.5": difference(-0.088, 0.01, 0.006), "dense": {}}},
             variant("wanda", 0.6, 500.0, 0.28),
             variant("leap", 0.6, 60.0, 0.34, spread=0.1)
             | {"rival": "wanda@0.6", "against": {"wanda@0.6": difference(-2.12, 0.06, 0.006)}},
@@ -165,7 +184,7 @@ def test_the_page_is_whole_and_needs_nothing_else(results):
     page = page_of(results)
     checked = Checker(page)
     assert checked.headings() == SECTIONS
-    assert checked.tags.count("svg") == 12
+    assert checked.tags.count("svg") == 13
     drawn = [reference for reference in checked.references if reference.startswith("data:image/png;base64,")]
     assert len(drawn) == 5, "the masks"
     inside = [reference for reference in checked.references if reference not in drawn]
@@ -195,6 +214,17 @@ def test_figures_take_their_colours_and_font_from_the_page(results):
     assert "<title>layer 2, mlp.up_proj: 60.0\u00a0%</title>" in svg
 
 
+def test_speed_says_where_the_time_of_a_token_goes_and_what_the_bytes_allow(results):
+    page = page_of(results)
+    text = " ".join("".join(Checker(page).text).split()).replace("\u00a0", " ")
+    assert "1.25 (1.20 to 1.30)" in text
+    assert "limit by bytes" in text
+    assert "leap@0.5, 96 × 32, 50.0 %: 1.60 ×" in text
+    assert "gain no speed from its zeros" in text[text.index("leap.load_sparse") :]
+    assert "&lt;CPU&gt;, 1 threads" in page
+    assert result_rows(results)[3]["decode_tokens_per_second"] == 250.0
+
+
 def test_figures(results):
     assert sorted(make_figures(results)) == [
         "accuracy",
@@ -203,6 +233,7 @@ def test_figures(results):
         *(f"masks/{name}" for name in ("admm@0.5", "leap@0.5", "leap@0.6", "wanda@0.5", "wanda@0.6")),
         "pareto",
         "perplexity",
+        "speed",
         "stages",
         "training/leap@0.5",
     ]
@@ -213,12 +244,13 @@ def test_figures(results):
     [
         (["training"], ["Learning the mask"]),
         (["calibration", "stages"], ["Calibration data", "Time"]),
-        (["variants"], ["Results", "Where the zeros are", "The masks", "Generated text"]),
+        (["variants"], ["Results", "Speed", "Where the zeros are", "The masks", "Generated text"]),
         (["environment", "config", "warnings", "model", "created", "recipe"], ["Provenance"]),
         (
             ["variants", "training", "tracking"],
             [
                 "Results",
+                "Speed",
                 "Where the zeros are",
                 "The masks",
                 "Generated text",

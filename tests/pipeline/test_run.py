@@ -27,15 +27,15 @@ from pipeline.tracking.sync import sync
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-#: The run that is never interrupted also fits weights to the learned mask.
-RECONSTRUCT = "reconstruct=[leap]"
+#: The run that is never interrupted also fits weights to the learned mask and measures its speed.
+EXTRAS = ("reconstruct=[leap]", "benchmark={tokens: 3, rounds: 1, seconds: 0.02}")
 
 
 @pytest.fixture(scope="module")
 def finished(run_command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output directory of one uninterrupted run, and what it printed."""
     output = tmp_path_factory.mktemp("finished")
-    return output, finish(run_command(output, RECONSTRUCT))
+    return output, finish(run_command(output, *EXTRAS))
 
 
 def _results(output: Path) -> dict:  # type: ignore[type-arg]
@@ -76,6 +76,29 @@ def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Pat
     assert (leap["weights_changed"], fitted["weights_changed"]) == (False, True)
     assert fitted["seconds"] >= leap["seconds"]
     assert results["training"]["leap@0.5"]["step"] == list(range(120))
+
+
+def test_the_learned_mask_has_its_speed_in_results_report_and_tracking(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, _ = finished
+    results = _results(output)
+    measured = {v["name"]: v["speed"] for v in results["variants"] if "speed" in v}
+    assert list(measured) == ["leap@0.5"]
+    assert set(measured["leap@0.5"]["decode"]) == {"bfloat16", "float32"}
+    speed = {v["name"]: v.get("decode_tokens_per_second") for v in results["variants"]}
+    assert speed["leap@0.5"] == measured["leap@0.5"]["decode"]["float32"]["sparse"]["tokens_per_second"]
+    assert speed["dense"] == measured["leap@0.5"]["decode"]["float32"]["dense"]["tokens_per_second"]
+    assert speed["wanda@0.5"] is None
+    assert "<h2>Speed</h2>" in (output / "tiny" / "report.html").read_text()
+    assert any(stage["name"] == "benchmark/leap@0.5" for stage in results["stages"])
+    _, runs = _runs(output)
+    metrics = next(run.data.metrics for run in runs if run.info.run_name == "leap@0.5")
+    assert metrics["decode_tokens_per_second"] == pytest.approx(speed["leap@0.5"])
+    assert {"decode_speedup.bfloat16", "decode_speedup.float32", "layers_speedup.float32"} <= set(metrics)
+    assert main(["compare", "--runs", str(output)]) == 0
+    capsys.readouterr()
+    assert "decode tokens/s" in (output / "compare.html").read_text()
 
 
 def test_the_export_is_the_masked_model(finished: tuple[Path, str], tiny: Path) -> None:
@@ -119,7 +142,11 @@ def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None
     assert (tags["stage"], tags["method"], tags["sparsity"], tags["seed"]) == ("learn", "leap", "0.5", "0")
     assert len(tags["recipe_fingerprint"]) == len(tags["dataset_fingerprint"]) == 16
     assert {d.dataset.name for d in parents[0].inputs.dataset_inputs} == {"words", "heldout", "calibration"}
-    assert parents[0].data.metrics["system/system_memory_usage_megabytes"] > 0
+    metrics = parents[0].data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    rows = {v["name"]: v for v in _results(output)["variants"]}
+    assert metrics["perplexity.words/leap 0.5"] == rows["leap@0.5"]["perplexity"]["words"]["perplexity"]
+    assert metrics["acc.mean/dense"] == rows["dense"]["mean_accuracy"]["acc"]
     assert len(client.get_metric_history(learned.info.run_id, "loss")) == 120
     assert any(a.path == "report.html" for a in client.list_artifacts(parents[0].info.run_id))
 
@@ -152,14 +179,14 @@ def test_runs_are_compared_on_the_terminal_and_as_a_page(
 def test_a_second_run_does_nothing_twice(finished: tuple[Path, str], run_command: Command) -> None:
     output, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")}
-    finish(run_command(output, RECONSTRUCT))
+    finish(run_command(output, *EXTRAS))
     assert {p: p.stat().st_mtime_ns for p in (output / "tiny").rglob("manifest.json")} == before
     assert all(stage["cached"] for stage in _results(output)["stages"] if "/" in stage["name"])
 
 
 def test_one_changed_field_runs_what_depends_on_it(finished: tuple[Path, str], run_command: Command) -> None:
     output, _ = finished
-    finish(run_command(output, RECONSTRUCT, "evaluate.documents=6"))
+    finish(run_command(output, *EXTRAS, "evaluate.documents=6"))
     fresh = {stage["name"] for stage in _results(output)["stages"] if "/" in stage["name"] and not stage["cached"]}
     variants = ("dense", "magnitude@0.5", "wanda@0.5", "leap@0.5", "leap+weights@0.5")
     assert fresh == {f"evaluate/{variant}.cloze" for variant in variants}
@@ -282,6 +309,6 @@ def test_json_lines(finished: tuple[Path, str], tiny: Path) -> None:
     done = subprocess.run([*command, f"output={output}"], capture_output=True, text=True, timeout=600, check=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stages = [event["stage"] for event in events if event["event"] == "stage" and event["state"] == "finished"]
-    assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "report"]
+    assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "benchmark", "report"]
     assert events[-1]["event"] == "result"
     assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]

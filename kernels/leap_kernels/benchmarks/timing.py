@@ -10,31 +10,75 @@ from pathlib import Path
 import torch
 
 
-def clock() -> Callable[[], float]:
+def clock(device_type: str = "cpu") -> Callable[[], float]:
     """What calls are timed by: a thread's CPU time where there is one thread, else the wall clock.
 
-    CPU time leaves out the time in which other processes had the core; the wall clock wants an idle machine.
+    CPU time leaves out the time in which other processes had the core; the wall clock wants an idle machine. For a GPU
+    it is the wall clock once all that was started there has ended.
     """
+    if device_type == "cuda":
+
+        def when_idle() -> float:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+
+        return when_idle
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Sorted durations in seconds of every variant, called in turn for about ``seconds`` in all, after a warm-up.
+def gpu_timer() -> Callable[[Callable[[], object]], float]:
+    """Seconds of a call on the current GPU, by its own events, with nothing of earlier calls in its L2 cache."""
+    size = 2 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    flush = torch.empty(size, dtype=torch.uint8, device="cuda")
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def measure(call: Callable[[], object]) -> float:
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return measure
+
+
+def cpu_timer() -> Callable[[Callable[[], object]], float]:
+    """Seconds of a call by :func:`clock`."""
+    now = clock()
+
+    def measure(call: Callable[[], object]) -> float:
+        start = now()
+        call()
+        return now() - start
+
+    return measure
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    seconds: float,
+    timer: Callable[[Callable[[], object]], float] | None = None,
+    least: int = 1,
+) -> dict[str, list[float]]:
+    """Sorted durations of every variant, called in turn for about ``seconds`` in all, after a warm-up.
+
+    Args:
+        timer: seconds of a call; none: :func:`cpu_timer`.
+        least: runs of every variant, however long they take.
 
     In turn, so that whatever else the machine does in the meantime falls on all of them alike, and in a new random
     order every round, because a call's time depends on what ran before it (seen: 0.55 or 0.70 ms).
     """
-    now = clock()
+    measure = timer or cpu_timer()
     for call in variants.values():
         call()
     durations: dict[str, list[float]] = {name: [] for name in variants}
     order = random.Random(0)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or any(len(values) < least for values in durations.values()):
         for name, call in order.sample(list(variants.items()), len(variants)):
-            start = now()
-            call()
-            durations[name].append(now() - start)
+            durations[name].append(measure(call))
     return {name: sorted(values) for name, values in durations.items()}
 
 
@@ -42,9 +86,18 @@ def quantile(ordered: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
+def cpu_name() -> str:
+    """As the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def machine() -> str:
     """One line that says where and when the numbers were taken."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, {now}"
+    return f"{gpu}{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {now}"

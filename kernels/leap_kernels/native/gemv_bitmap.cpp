@@ -7,6 +7,7 @@
 // number of threads.
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "simd.h"
@@ -23,6 +24,7 @@ namespace leap {
 namespace {
 
 enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };  // numbers known to gemv_bitmap_cpu.py
+constexpr const char* kIsaNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
 
 // Several rows of x are taken in blocks of 8, 4, 2 and 1.
 int block_width(int remaining) { return 1 << std::min(3, 31 - __builtin_clz(unsigned(remaining))); }
@@ -71,31 +73,44 @@ void slice_scalar(const Slice& slice, Sums& sums) {
 
 #if defined(__x86_64__)
 
-// For each byte of mask, where each of 8 lanes finds its value; the sign bit says that it has none.
-struct ExpandTable {
-  alignas(32) int32_t source[256][8];
+// For each byte of mask, where each of 8 lanes finds its value, with the sign bit set where it has none: for float32 its
+// number, for bfloat16 those of its two bytes.
+struct ExpandLanes {
+  alignas(32) int32_t of[256][8];
+};
+struct ExpandBytes {
+  alignas(16) uint8_t of[256][16];
 };
 
-constexpr ExpandTable make_expand_table() {
-  ExpandTable table{};
+constexpr ExpandLanes make_expand_lanes() {
+  ExpandLanes table{};
   for (int byte = 0; byte < 256; ++byte) {
-    int rank = 0;
-    for (int lane = 0; lane < 8; ++lane) {
+    for (int lane = 0, rank = 0; lane < 8; ++lane) {
       const bool kept = (byte >> lane) & 1;
-      table.source[byte][lane] = kept ? rank : INT32_MIN;
+      table.of[byte][lane] = kept ? rank : INT32_MIN;
       rank += kept;
     }
   }
   return table;
 }
 
-constexpr ExpandTable kExpand = make_expand_table();
+constexpr ExpandLanes kExpandLanes = make_expand_lanes();
 
-LEAP_AVX2 inline __m256 load8(const float* vals) { return _mm256_loadu_ps(vals); }
-LEAP_AVX2 inline __m256 load8(const uint16_t* vals) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(vals)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+constexpr ExpandBytes make_expand_bytes() {
+  ExpandBytes table{};
+  for (int byte = 0; byte < 256; ++byte) {
+    for (int i = 0; i < 16; ++i) {
+      const int lane = kExpandLanes.of[byte][i / 2];
+      table.of[byte][i] = lane < 0 ? 0x80 : uint8_t(2 * lane + i % 2);
+    }
+  }
+  return table;
 }
+
+constexpr ExpandBytes kExpandBytes = make_expand_bytes();
+
+// How many values the columns before each byte of a mask word have.
+inline int count_below(uint32_t word, int byte) { return __builtin_popcount(word & ((1u << (8 * byte)) - 1)); }
 
 LEAP_AVX2 inline float sum8(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -103,17 +118,29 @@ LEAP_AVX2 inline float sum8(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-template <typename T, int B>
+template <int B, int kAcc>
+LEAP_AVX2 inline void add_sums(__m256 (&acc)[B][kAcc], float* sums) {
+  for (int b = 0; b < B; ++b) {
+    for (int s = 1; s < kAcc; ++s) acc[b][0] = _mm256_add_ps(acc[b][0], acc[b][s]);
+    sums[b] += sum8(acc[b][0]);
+  }
+}
+
+// A zero that the compiler does not see through: of a blend with one it makes a comparison and an AND.
+LEAP_AVX2 inline __m256 opaque_zero() {
+  __m256 zero = _mm256_setzero_ps();
+  __asm__("" : "+x"(zero));
+  return zero;
+}
+
+template <int B>
 LEAP_AVX2 void slice_avx2(const Slice& slice, Sums& sums) {
   constexpr int kAcc = accumulators(B);
+  const __m256 zero = opaque_zero();
   const float* x = static_cast<const float*>(slice.x);
-  const T* v[kRows];
-  __m256 acc[kRows][B][kAcc];
-  for (int r = 0; r < kRows; ++r) {
-    v[r] = static_cast<const T*>(slice.vals[r]);
-    for (int b = 0; b < B; ++b)
-      for (int s = 0; s < kAcc; ++s) acc[r][b][s] = _mm256_setzero_ps();
-  }
+  const float* v[kRows];
+  __m256 acc[kRows][B][kAcc] = {};
+  for (int r = 0; r < kRows; ++r) v[r] = static_cast<const float*>(slice.vals[r]);
   for (int64_t w = 0; w < slice.words; ++w, x += 32 * B) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
@@ -121,10 +148,10 @@ LEAP_AVX2 void slice_avx2(const Slice& slice, Sums& sums) {
       prefetch(v[r], slice.prefetch_bytes);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const T* source = v[r] + __builtin_popcount(word & ((1u << (8 * i)) - 1));
-        const __m256 lanes = _mm256_load_ps(reinterpret_cast<const float*>(kExpand.source[(word >> (8 * i)) & 0xff]));
-        const __m256 spread = _mm256_permutevar8x32_ps(load8(source), _mm256_castps_si256(lanes));
-        const __m256 expanded = _mm256_blendv_ps(spread, _mm256_setzero_ps(), lanes);
+        const __m256 values = _mm256_loadu_ps(v[r] + count_below(word, i));
+        const __m256 lanes = _mm256_load_ps(reinterpret_cast<const float*>(kExpandLanes.of[(word >> (8 * i)) & 0xff]));
+        const __m256 spread = _mm256_permutevar8x32_ps(values, _mm256_castps_si256(lanes));
+        const __m256 expanded = _mm256_blendv_ps(spread, zero, lanes);
         for (int b = 0; b < B; ++b) {
           __m256& sum = acc[r][b][i % kAcc];
           sum = _mm256_fmadd_ps(expanded, _mm256_load_ps(x + 32 * b + 8 * i), sum);
@@ -133,12 +160,52 @@ LEAP_AVX2 void slice_avx2(const Slice& slice, Sums& sums) {
       v[r] += __builtin_popcount(word);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int b = 0; b < B; ++b) {
-      for (int s = 1; s < kAcc; ++s) acc[r][b][0] = _mm256_add_ps(acc[r][b][0], acc[r][b][s]);
-      sums[r][b] += sum8(acc[r][b][0]);
+  for (int r = 0; r < kRows; ++r) add_sums<B, kAcc>(acc[r], sums[r]);
+}
+
+// 8 bfloat16 from `vals` on, which a byte of the mask picks from, and how it picks.
+LEAP_AVX2 inline __m128i load_values(const uint16_t* vals) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(vals));
+}
+LEAP_AVX2 inline __m128i load_picks(uint8_t byte) {
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(kExpandBytes.of[byte]));
+}
+
+// bfloat16, 16 columns by one shuffle of bytes, which also writes the zeros; the even and the odd columns are then
+// widened apart.
+template <int B>
+LEAP_AVX2 void slice_avx2_bf16(const Slice& slice, Sums& sums) {
+  constexpr int kAcc = std::max(2, accumulators(B));
+  const __m256i upper = _mm256_set1_epi32(int(0xffff0000u));
+  const float* x = static_cast<const float*>(slice.x);
+  const uint16_t* v[kRows];
+  __m256 acc[kRows][B][kAcc] = {};
+  for (int r = 0; r < kRows; ++r) v[r] = static_cast<const uint16_t*>(slice.vals[r]);
+  for (int64_t w = 0; w < slice.words; ++w, x += 32 * B) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(slice.bits[r] + w);
+      prefetch(v[r], slice.prefetch_bytes);
+#pragma GCC unroll 2
+      for (int i = 0; i < 4; i += 2) {
+        const uint8_t low = bytes[i], high = bytes[i + 1];
+        const uint16_t* second = v[r] + __builtin_popcount(low);
+        const __m256i values = _mm256_set_m128i(load_values(second), load_values(v[r]));
+        const __m256i picks = _mm256_set_m128i(load_picks(high), load_picks(low));
+        const __m256i pairs = _mm256_shuffle_epi8(values, picks);
+        const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+        const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
+        for (int b = 0; b < B; ++b) {
+          __m256& first = acc[r][b][i % kAcc];
+          first = _mm256_fmadd_ps(even, _mm256_load_ps(x + 32 * b + 8 * i), first);
+          __m256& other = acc[r][b][(i + 1) % kAcc];
+          other = _mm256_fmadd_ps(odd, _mm256_load_ps(x + 32 * b + 8 * i + 8), other);
+        }
+        v[r] = second + __builtin_popcount(high);
+      }
     }
   }
+  for (int r = 0; r < kRows; ++r) add_sums<B, kAcc>(acc[r], sums[r]);
 }
 
 // Values to their columns: a lane's value stands at the number of bits below the lane's own, and a permutation fetches
@@ -294,47 +361,63 @@ Kernel choose([[maybe_unused]] int isa, int dtype) {
 #if defined(__x86_64__)
   if (dtype == kFloat32) {
     if (isa >= kAvx512) return slice_avx512<Float32, B>;
-    if (isa == kAvx2) return slice_avx2<float, B>;
+    if (isa == kAvx2) return slice_avx2<B>;
   } else {
     if (isa == kAvx512Bf16) return slice_avx512_dot<B>;
     if (isa == kAvx512) return slice_avx512<BFloat16Split, B>;
-    if (isa == kAvx2) return slice_avx2<uint16_t, B>;
+    if (isa == kAvx2) return slice_avx2_bf16<B>;
   }
 #endif
   return dtype == kFloat32 ? slice_scalar<float, B> : slice_scalar<uint16_t, B>;
 }
 
+// How a kernel wants the 32 columns of x that belong to one mask word.
+enum class Order {
+  kFloats,  // float32, as they are
+  kEvenOdd, // float32, of each 16 columns the even ones and then the odd ones
+  kPairs,   // bfloat16, columns i and 16 + i side by side, as expand() leaves them
+};
+
+Order order_of(int dtype, int isa) {
+  if (dtype == kBFloat16 && isa == kAvx512Bf16) return Order::kPairs;
+  return dtype == kBFloat16 && isa == kAvx2 ? Order::kEvenOdd : Order::kFloats;
+}
+
 // x [batch, count] as the kernels of an instruction set read it, zero beyond `count`: for every block of B rows
-// [columns / 32, B, 32], on a cache line boundary; float32, or, where the hardware multiplies that, bfloat16 with
-// columns i and 16 + i of the 32 side by side, as expand() leaves them.
+// [columns / 32, B, 32], on a cache line boundary.
 class PreparedX {
  public:
-  PreparedX(const void* x, int dtype, int isa, int batch, int64_t count, int64_t columns)
-      : storage_(size_t(batch * columns) + 16, 0.0f), narrow_(dtype == kBFloat16 && isa == kAvx512Bf16) {
+  PreparedX(const void* x, int dtype, Order order, int batch, int64_t count, int64_t columns)
+      : storage_(size_t(batch * columns) + 16, 0.0f) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(storage_.data());
     data_ = storage_.data() + (64 - address % 64) % 64 / 4;
+    uint16_t* halves = reinterpret_cast<uint16_t*>(data_);
     for (int b = 0, width; b < batch; b += width) {
       width = block_width(batch - b);
       for (int i = 0; i < width; ++i) {
         for (int64_t c = 0; c < count; c += 32) {
           const int64_t source = (b + i) * count + c, target = b * columns + c * width + 32 * i;
           const int n = int(std::min<int64_t>(32, count - c));
-          if (narrow_) {
-            uint16_t* halves = reinterpret_cast<uint16_t*>(data_) + target;
-            for (int k = 0; k < n; ++k) halves[2 * (k % 16) + k / 16] = static_cast<const uint16_t*>(x)[source + k];
-          } else {
+          if (order == Order::kFloats) {
             load_as_float(x, dtype, source, n, data_ + target);
+            continue;
+          }
+          const uint16_t* given = static_cast<const uint16_t*>(x) + source;
+          for (int k = 0; k < n; ++k) {
+            if (order == Order::kPairs) {
+              halves[target + 2 * (k % 16) + k / 16] = given[k];
+            } else {
+              data_[target + k / 16 * 16 + k % 2 * 8 + k % 16 / 2] = bf16_to_float(given[k]);
+            }
           }
         }
       }
     }
   }
   const char* data() const { return reinterpret_cast<const char*>(data_); }
-  bool narrow() const { return narrow_; }  // bfloat16, not float32
 
  private:
   std::vector<float> storage_;
-  bool narrow_;
   float* data_;
 };
 
@@ -418,13 +501,29 @@ extern "C" int leap_best_isa() {
   return kScalar;
 }
 
-// y[batch, rows] = x[batch, count] W^T. dtype (float32 or bfloat16) is that of vals, x and y alike.
-extern "C" void leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const int64_t* row_base, const void* vals,
-                                 const void* x, void* y, int64_t rows, int64_t count, int dtype, int batch, int isa,
-                                 int threads) {
+// The one that LEAP_CPU_ISA names, -1 if this CPU has none of that name; without it the best. Asked at every call, so here:
+// looking into the environment from Python takes longer than a small matrix.
+static int chosen_isa() {
+  static const int best = leap_best_isa();
+  const char* wanted = std::getenv("LEAP_CPU_ISA");
+  if (wanted == nullptr) return best;
+  for (int isa = 0; isa <= best; ++isa) {
+    if (std::strcmp(wanted, kIsaNames[isa]) == 0) return isa;
+  }
+  return -1;
+}
+
+// y[batch, rows] = x[batch, count] W^T. dtype (float32 or bfloat16) is that of vals, x and y alike. Returns 0, or 1 and
+// does nothing where LEAP_CPU_ISA names what this CPU does not have.
+extern "C" int leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const int64_t* row_base, const void* vals,
+                                const void* x, void* y, int64_t rows, int64_t count, int dtype, int batch,
+                                int threads) {
+  const int isa = chosen_isa();
+  if (isa < 0) return 1;
   const int64_t groups = (count + 127) / 128;
-  const PreparedX prepared(x, dtype, isa, batch, count, 128 * groups);
-  const int value_bytes = dtype == kFloat32 ? 4 : 2, x_bytes = prepared.narrow() ? 2 : 4;
+  const Order order = order_of(dtype, isa);
+  const PreparedX prepared(x, dtype, order, batch, count, 128 * groups);
+  const int value_bytes = dtype == kFloat32 ? 4 : 2, x_bytes = order == Order::kPairs ? 2 : 4;
   const Problem problem{bits, off,  row_base, static_cast<const char*>(vals), prepared.data(), y,
                         rows, groups, dtype,  value_bytes, x_bytes};
   const Kernel by_width[9] = {nullptr, choose<1>(isa, dtype), choose<2>(isa, dtype), nullptr, choose<4>(isa, dtype),
@@ -438,4 +537,5 @@ extern "C" void leap_gemv_bitmap(const uint32_t* bits, const int32_t* off, const
       problem.multiply(by_width[width], first, last, b, width);
     }
   }
+  return 0;
 }

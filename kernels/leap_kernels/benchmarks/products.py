@@ -1,0 +1,136 @@
+"""Products with one matrix, packed and dense, timed in turn: what the benchmarks and the pipeline share.
+
+On a CPU each call takes the next of several copies of its matrix, enough of them (128 MiB) that none is in the cache
+when its turn comes: in a model, the other layers have pushed it out. ``read`` adds up as much memory: the bandwidth
+that a plain read reaches in the same run. On a GPU its L2 cache is overwritten before each call, and ``copy`` copies
+as much.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from leap_kernels.benchmarks.timing import gpu_timer, interleaved, quantile
+from leap_kernels.bmp128 import BMP128
+from leap_kernels.idx8 import MAX_COLUMNS, from_bmp128
+from leap_kernels.sparse_linear import sparse_linear
+
+T = TypeVar("T")
+COLD_BYTES = 128 * 2**20
+MOST_COPIES = 1000  # of matrices so small that a whole model of them fits into the cache anyway
+DENSE, BITMAP, IDX8, READ, COPY = "dense F.linear", "bitmap", "idx8", "read", "copy"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Sorted durations of one variant in seconds, and the bytes that a call moves: of the matrix, or of the stream."""
+
+    durations: list[float]
+    nbytes: int
+
+    def quantile(self, q: float) -> float:
+        return quantile(self.durations, q)
+
+    @property
+    def median(self) -> float:
+        return self.quantile(0.5)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second."""
+        return self.nbytes / self.median
+
+
+def reference(timed: dict[str, Timing]) -> Timing:
+    """The plain stream that bandwidths are measured against."""
+    return timed.get(READ) or timed[COPY]
+
+
+def measure(
+    packed: BMP128,
+    batch: int,
+    seconds: float,
+    isas: Sequence[str | None] = (None,),
+    csr: bool = False,
+    least: int = 1,
+) -> dict[str, Timing]:
+    """Time a product with ``batch`` rows of x on the device of ``packed``, all variants in turn for about ``seconds``.
+
+    Args:
+        isas: instruction sets by their names for LEAP_CPU_ISA; None is what the kernel chooses, called ``bitmap``.
+        csr: time the CSR matrices of torch and scipy too (float32 on a CPU, scipy where it is installed).
+        least: runs of each variant at least.
+    """
+    if packed.vals.is_cuda:
+        return _measure_on_gpu(packed, batch, seconds, least)
+    weight = packed.unpack()
+    x = torch.randn(batch, weight.shape[1]).to(weight.dtype)
+    sizes = {DENSE: weight.numel() * weight.element_size(), READ: COLD_BYTES}
+    dense = itertools.cycle(_copies(weight.clone, sizes[DENSE]))
+    calls: dict[str, Callable[[], object]] = {DENSE: lambda: torch.nn.functional.linear(x, next(dense))}
+    cold = _copies(
+        lambda: BMP128(packed.shape, packed.bits.clone(), packed.off.clone(), packed.vals.clone()), packed.nbytes
+    )
+    turns = itertools.cycle(cold)  # one cycle for all instruction sets: none finds what another has just read
+    for isa in isas:
+        calls[isa or BITMAP] = lambda isa=isa: _sparse(x, next(turns), isa)  # type: ignore[misc]
+        sizes[isa or BITMAP] = packed.nbytes
+    if csr:
+        calls |= _csr_calls(weight, x, sizes)
+    stream = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
+    calls[READ] = stream.sum
+    return {name: Timing(times, sizes[name]) for name, times in interleaved(calls, seconds, least=least).items()}
+
+
+def _measure_on_gpu(packed: BMP128, batch: int, seconds: float, least: int) -> dict[str, Timing]:
+    weight = packed.unpack()
+    x = torch.randn(batch, weight.shape[1], device=weight.device).to(weight.dtype)
+    source = torch.ones(COLD_BYTES, dtype=torch.uint8, device=weight.device)
+    target = torch.empty_like(source)
+    sizes = {DENSE: weight.numel() * weight.element_size(), BITMAP: packed.nbytes, COPY: 2 * COLD_BYTES}
+    calls: dict[str, Callable[[], object]] = {
+        DENSE: lambda: torch.nn.functional.linear(x, weight),
+        BITMAP: lambda: sparse_linear(x, packed),
+        COPY: lambda: target.copy_(source),
+    }
+    if weight.element_size() == 2 and weight.shape[1] <= MAX_COLUMNS:
+        derived = from_bmp128(packed)
+        calls[IDX8], sizes[IDX8] = lambda: sparse_linear(x, derived), derived.nbytes
+    timed = interleaved(calls, seconds, gpu_timer(), least)
+    return {name: Timing(times, sizes[name]) for name, times in timed.items()}
+
+
+def _sparse(x: Tensor, weight: BMP128, isa: str | None) -> None:
+    if isa is not None:
+        os.environ["LEAP_CPU_ISA"] = isa
+    sparse_linear(x, weight)
+
+
+def _csr_calls(weight: Tensor, x: Tensor, sizes: dict[str, int]) -> dict[str, Callable[[], object]]:
+    matrix = weight.to_sparse_csr()
+    row_starts, columns, values = matrix.crow_indices().int(), matrix.col_indices().int(), matrix.values()
+    nbytes = 4 * (row_starts.numel() + 2 * values.numel())
+    shape, right = tuple(weight.shape), x.T.contiguous()
+
+    def copy() -> Tensor:
+        return torch.sparse_csr_tensor(row_starts.clone(), columns.clone(), values.clone(), shape)
+
+    torch_turns = itertools.cycle(_copies(copy, nbytes))
+    calls: dict[str, Callable[[], object]] = {"torch CSR": lambda: next(torch_turns) @ right}
+    sizes["torch CSR"] = sizes["scipy CSR"] = nbytes
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError:
+        return calls
+    parts = (values.numpy(), columns.numpy(), row_starts.numpy())
+    scipy_turns = itertools.cycle(_copies(lambda: csr_matrix(parts, shape=shape, copy=True), nbytes))
+    return calls | {"scipy CSR": lambda: next(scipy_turns) @ right.numpy()}
+
+
+def _copies(make: Callable[[], T], nbytes: int) -> list[T]:
+    return [make() for _ in range(min(MOST_COPIES, max(2, -(-COLD_BYTES // nbytes))))]

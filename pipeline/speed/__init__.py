@@ -1,0 +1,1 @@
+"""How fast a pruned model is: its matrices one by one, and decoding."""

@@ -1,0 +1,61 @@
+"""The packed matrices of a pruned model against dense ones, a matrix of each shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from leap_kernels import pack
+from leap_kernels.benchmarks.products import BITMAP, DENSE, IDX8, measure, reference
+from leap_kernels.bmp128 import byte_limit
+from leap_kernels.dispatch import format_for
+from torch import nn
+
+from leap.packed import MaskFile
+from leap.surgery import prunable_linears
+
+
+def compare(model: nn.Module, masks: MaskFile, dtype: torch.dtype, seconds: float) -> list[dict[str, Any]]:
+    """A row for each shape among the pruned layers: the layer whose sparsity is the median, timed at batch 1.
+
+    Args:
+        seconds: time for a shape, dense and packed calls in turn.
+
+    Returns:
+        ``shape`` [out, in], how many ``layers`` have it, the ``layer`` that was taken, its ``sparsity``, ``dtype``,
+        ``dense_us`` and ``sparse_us`` a call, ``speedup``, ``byte_limit`` on it, and ``bandwidth``: the share of a
+        plain read's (on a GPU a copy's) that the packed product reached.
+    """
+    by_shape: dict[tuple[int, int], list[tuple[float, str]]] = {}
+    linears = prunable_linears(model)
+    for name, linear in linears.items():
+        sparsity = 1 - masks[name].float().mean().item()
+        by_shape.setdefault((linear.out_features, linear.in_features), []).append((sparsity, name))
+    rows = []
+    for shape, layers in by_shape.items():
+        sparsity, name = sorted(layers)[len(layers) // 2]
+        weight = linears[name].weight.detach().to(dtype)
+        packed = pack(weight, masks[name].to(weight.device))
+        timed = measure(packed, 1, seconds)
+        ours = timed[IDX8 if format_for(weight.device, dtype, shape[1]) == "idx8" else BITMAP]
+        rows.append(
+            {
+                "shape": list(shape),
+                "layers": len(layers),
+                "layer": name,
+                "sparsity": sparsity,
+                "dtype": str(dtype).removeprefix("torch."),
+                "dense_us": 1e6 * timed[DENSE].median,
+                "sparse_us": 1e6 * ours.median,
+                "speedup": timed[DENSE].median / ours.median,
+                "byte_limit": byte_limit(sparsity, dtype.itemsize),
+                "bandwidth": ours.bandwidth / reference(timed).bandwidth,
+            }
+        )
+    return rows
+
+
+def speedup(rows: list[dict[str, Any]]) -> float:
+    """Of all pruned layers together, each shape as often as the model has it."""
+    dense, sparse = (sum(row["layers"] * row[key] for row in rows) for key in ("dense_us", "sparse_us"))
+    return dense / sparse
