@@ -116,7 +116,7 @@ class LearnSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if self.optimiser != "adam" and not self.betas[0] ** 2 < self.betas[1] <= 0.99:
-            raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99, not {self.betas}")
+            raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99 (adam does not), not {self.betas}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
 
