@@ -108,7 +108,8 @@ class MaskLearner:
             RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
         """
         s, state, target = self.settings, self.state, self.target(step)
-        teacher, teacher_states = None, ()
+        teacher: Tensor | None = None
+        teacher_states: Sequence[Tensor] = ()
         if s.distillation > 0 or s.hidden_distillation > 0:
             state.mode = "dense"
             with torch.no_grad():
