@@ -19,6 +19,7 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
 from pipeline.progress import Board, Console, TrainingProgress
+from pipeline.ray_process import SETUP_HOOK
 from pipeline.stages import calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
@@ -326,7 +327,7 @@ def start_ray() -> None:
             num_cpus=int(resources()["CPU"]),
             include_dashboard=True,  # without it, a killed worker group is never cleaned up
             dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}, **SETUP_HOOK},
             **quiet,
         )
     end_in_order_when_terminated()  # again: ray.init sets a handler of its own
