@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,12 @@ def test_a_search_records_what_fails_and_ends_with_a_winner(tune: Tune, tmp_path
     _check_mlflow(tmp_path, best)
 
     changed = {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/manifest.json")}
-    again = finish(tune([7.0, 50.0, 1e300], "learn.leap.workers=1"))
+    again = finish(tune([7.0, 50.0, 1e300], "learn.leap.workers=1", "--confirm"))
     assert "the search was finished earlier" in again
+    assert "words: perplexity" in again
+    assert "the spread over 3 seeds" in again
+    assert "<th>winner against</th>" in (directory / "report.html").read_text()
+    _check_confirmation(tmp_path)
     assert {p: p.stat().st_mtime_ns for p in directory.glob("trials/*/manifest.json")} == changed
     assert _records(tmp_path) == trials
 
@@ -137,8 +141,32 @@ def _check_mlflow(output: Path, best: dict[str, Any]) -> None:
     assert len(client.get_metric_history(trials["trial-001"].info.run_id, "loss")) == 18
 
 
+def _check_confirmation(output: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("leap").experiment_id], "tags.stage = 'confirm'")
+    assert {r.info.run_name: r.info.status for r in runs} == {f"confirm-seed-{seed}": "FINISHED" for seed in range(3)}
+    for run in runs:
+        assert {"nll.winner.words"} < {name for name in run.data.metrics if name.startswith("nll.")}
+
+
+@pytest.fixture
+def another_ray() -> Iterator[None]:
+    """Somebody else's Ray on this machine."""
+    wait = "import ray, sys; ray.init(num_cpus=1, include_dashboard=False); print('up', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", wait]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().strip() == "up"
+        yield
+        process.communicate()  # the end of its input is its end
+
+
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("another_ray")
 def test_a_killed_trial_frees_its_place_and_a_killed_search_continues(tune: Tune, tmp_path: Path) -> None:
     # Two workers each: on two CPUs a trial starts only when the one before has left no placement group behind.
     process = tune(WEIGHTS, "learn.leap.workers=2")
