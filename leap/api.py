@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from leap.bernoulli import BernoulliGate
 from leap.export import apply_masks, export
 from leap.harden import exact_hardener
+from leap.hidden import with_hidden_states
 from leap.layerwise import Target, sweep
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import masks_installed
@@ -80,7 +82,7 @@ def prune(
 ) -> PruneResult:
     """Learn which weights of ``model`` to keep, and set the others to zero, in place.
 
-    Works where the model is, CPU or GPU, in its dtype, and needs 12 bytes more per prunable weight, for fp32 logits and
+    Works where the model is, CPU or GPU, in its dtype, and needs 6 bytes more per prunable weight, for fp32 logits and
     Adam's moments, and another 4, for gradients, where a step has several micro-batches (``settings.optimiser`` tells
     what the others need). Interrupted or failed, it leaves the model dense as it was.
 
@@ -120,7 +122,8 @@ def prune(
                 state,
                 weight_norms(layers),
                 settings,
-                1 - sparsity,
+                [1 - sparsity],
+                hidden_forward=partial(with_hidden_states, model),
             )
             logits = [layer.logits for layer in layers.values()]
             history = _learn(learner, logits, rows, on_step)

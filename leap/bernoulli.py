@@ -1,7 +1,8 @@
 """LEAP's mask: an independent Bernoulli gate per weight, relaxed with logistic noise (arXiv 2605.17289).
 
 M = σ((κ·P + g) / τ) with P the logit and g ~ Logistic(0, 1); the gate is open with probability σ(κ·P). Formulas of the
-forward and backward pass: :mod:`leap_kernels.mask_reference`.
+forward and backward pass: :mod:`leap_kernels.mask_reference`. Where one set of logits serves several densities, P is
+the logit above the offset of one of them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class BernoulliGate:
         """See :meth:`leap.gates.Gate.apply`."""
         _, stats = mask_forward(
             weight,
-            logits,
+            _above_offset(logits, draw),
             scale=draw.scale,
             temperature=draw.temperature,
             seed=draw.seed,
@@ -72,10 +73,10 @@ class BernoulliGate:
         self, grad_masked: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, layer: int, draw: Draw
     ) -> Tensor:
         """See :meth:`leap.gates.Gate.backward`."""
-        return mask_backward(
+        grad = mask_backward(
             grad_masked,
             weight,
-            logits,
+            _above_offset(logits, draw),
             stats_grad,
             scale=draw.scale,
             temperature=draw.temperature,
@@ -84,8 +85,14 @@ class BernoulliGate:
             step=draw.index,
             noise=draw.noise,
         )
+        return grad.to(logits.dtype)
 
     def mean(self, logits: Tensor, draw: Draw) -> Tensor:
         """σ(κ·P), the probability that M > ½; without noise M itself, σ(κ·P / τ)."""
         sharpness = draw.scale if draw.noise else draw.scale / draw.temperature
-        return torch.sigmoid(logits.float() * sharpness)
+        return torch.sigmoid(_above_offset(logits, draw).float() * sharpness)
+
+
+def _above_offset(logits: Tensor, draw: Draw) -> Tensor:
+    # In fp32: a bfloat16 difference would round away what separates neighbours of the offset.
+    return logits if draw.offset == 0 else logits.detach().float() - draw.offset

@@ -27,6 +27,8 @@ class Draw:
     """Key of the noise."""
     index: int
     """Number of the micro-batch over the whole run and all workers; the step in the counter of the noise."""
+    offset: float = 0.0
+    """Taken from the logits before they are scaled: where the gate is open with probability ½."""
 
 
 @dataclass

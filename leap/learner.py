@@ -3,23 +3,28 @@
 The learner knows nothing of how gradients are computed, reduced or applied: a plain loop (:mod:`leap.api`) and the
 DeepSpeed worker of the pipeline drive the same object.
 
-    total = (1 − d)·CE + d·KL(dense ‖ masked) + density term − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
+    total = (1 − d)·CE + d·KL(dense ‖ masked) + h·(distance of hidden states) + density term
+            − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
 
 With gap = density(M) − target, the density term is λ1·|gap| (method.md, section 1), or λ·gap + c/2·gap² with
 λ += c·gap / (relaxation·T) after each of the T steps (the method of multipliers, its step made independent of T).
+
+Of several targets, each step trains one: every so many steps each of them once, in an order drawn anew. Its gates open
+where the logits pass the cut that would leave the target's density, and it has a λ of its own, with its share of T.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from leap.gates import Draw, GateState, Mode
 from leap.harden import Hardener
+from leap.hidden import hidden_divergence
 from leap.losses import output_losses
 from leap.settings import LearnSettings
 
@@ -42,8 +47,11 @@ class MaskLearner:
 
     Args:
         forward: maps rows [R, S] to logits [R, S, V] through the model that ``state`` belongs to.
-        density: the share of weights to keep.
+        densities: the shares of weights to keep; with more than one, the logits serve them all.
         reduce: mean of a float64 tensor over all workers, on the CPU.
+        hidden_forward: the same as ``forward``, and the hidden states [R, S, H] after each block; for distillation on
+            them.
+        cut: the value that a given share of all logits, over all workers, lies above; for several densities.
     """
 
     def __init__(
@@ -52,12 +60,20 @@ class MaskLearner:
         state: GateState,
         weights: MaskedWeights,
         settings: LearnSettings,
-        density: float,
+        densities: Sequence[float],
         reduce: Callable[[Tensor], Tensor] = lambda t: t,
+        hidden_forward: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]] | None = None,
+        cut: Callable[[float], float] | None = None,
     ) -> None:
+        assert densities
+        assert hidden_forward is not None or not settings.hidden_distillation
+        assert len(densities) == 1 or cut is not None
         self.forward, self.state, self.weights = forward, state, weights
-        self.settings, self.density, self.reduce = settings, density, reduce
-        self.multiplier = 0.0
+        self.settings, self.densities, self.reduce = settings, tuple(densities), reduce
+        self.multipliers = [0.0] * len(densities)
+        """λ of each density."""
+        self._hidden_forward, self._cut = hidden_forward, cut
+        self._offset, self._offset_step = 0.0, -1
         self._names: list[str] = []
         self._sums: Tensor | None = None  # float64, in the order of _names
         self._count = 0
@@ -69,6 +85,19 @@ class MaskLearner:
         index = step * s.microbatches + microbatch
         return Draw(s.scale.at(progress), s.temperature.at(progress), s.noise, s.seed, index)
 
+    def target(self, step: int) -> int:
+        """Number of the density that ``step`` trains."""
+        number = len(self.densities)
+        turn, place = divmod(step, number)
+        seed = (self.settings.seed * 1_000_003 + turn) % 2**63
+        return int(torch.randperm(number, generator=torch.Generator().manual_seed(seed))[place])
+
+    def _offset_of(self, step: int) -> float:
+        """Where the gates of the step's density open; the logits rest during a step, so it is looked for once."""
+        if self._cut is not None and step != self._offset_step:
+            self._offset, self._offset_step = self._cut(self.densities[self.target(step)]), step
+        return self._offset
+
     def loss(self, rows: Tensor, step: int, microbatch: int) -> Tensor:
         """The total loss of one micro-batch, rows [R, S], with its graph.
 
@@ -78,43 +107,54 @@ class MaskLearner:
         Raises:
             RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
         """
-        s, state = self.settings, self.state
-        teacher = None
-        if s.distillation > 0:
+        s, state, target = self.settings, self.state, self.target(step)
+        teacher: Tensor | None = None
+        teacher_states: Sequence[Tensor] = ()
+        if s.distillation > 0 or s.hidden_distillation > 0:
             state.mode = "dense"
             with torch.no_grad():
-                teacher = self.forward(rows)
-        state.mode, state.draw = "sampled", self.draw(step, microbatch)
-        logits, sums = self._collect(rows)
+                teacher, teacher_states = self._outputs(rows)
+        state.mode, state.draw = "sampled", replace(self.draw(step, microbatch), offset=self._offset_of(step))
+        logits, states, sums = self._collect(rows)
         sampled = sums[:, 0].sum() / self.weights.numel
         # Without noise the mask is no sample of anything: it is its own expectation.
         expected = sums[:, 2].sum() / self.weights.numel if s.noise else sampled
-        gap = (sampled if s.density.of == "sampled" else expected) - self.density
+        gap = (sampled if s.density.of == "sampled" else expected) - self.densities[target]
         if s.density.kind == "penalty":
             density_term = s.density.weight * gap.abs()
         else:
-            density_term = self.multiplier * gap + s.density.weight / 2 * gap.square()
+            density_term = self.multipliers[target] * gap + s.density.weight / 2 * gap.square()
         # The clamp keeps the slope of the root finite for a layer whose weights are all zero.
         norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / self.weights.norm
         fading = 1 - step / s.steps
 
-        lm_loss, divergence = output_losses(logits, rows, teacher)
+        lm_loss, divergence = output_losses(logits, rows, teacher if s.distillation > 0 else None)
         task = lm_loss
         parts = {"lm_loss": lm_loss, "density": sampled, "expected_density": expected, "gap": gap, "norm": norm}
         if divergence is not None:
             parts["divergence"] = divergence
             task = (1 - s.distillation) * lm_loss + s.distillation * divergence
+        if s.hidden_distillation > 0:
+            parts["hidden_divergence"] = hidden_divergence(states, teacher_states)
+            task = task + s.hidden_distillation * parts["hidden_divergence"].to(task)
         total = task + (density_term - s.weight_reward * fading * norm).to(task)
         self._note({**parts, "loss": total})
         return total
 
-    def _collect(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Output [R, S, V] of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
+    def _outputs(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Logits [R, S, V], and the hidden states where they are distilled."""
+        if self.settings.hidden_distillation > 0:
+            assert self._hidden_forward is not None
+            return self._hidden_forward(rows)
+        return self.forward(rows), ()
+
+    def _collect(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        """Outputs of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
         state = self.state
         state.stats.clear()
         state.collecting = True
         try:
-            logits = self.forward(rows)
+            logits, states = self._outputs(rows)
         finally:
             state.collecting = False  # recomputed activations must not add to the sums
         stats = [t.to(logits.device) for t in state.stats]
@@ -127,7 +167,7 @@ class MaskLearner:
         sums = torch.stack(stats)
         if torch.is_grad_enabled() and not sums.requires_grad:
             raise RuntimeError("the masks have no gradient; use activation checkpointing with use_reentrant=False")
-        return logits, sums
+        return logits, states, sums
 
     def _note(self, parts: dict[str, Tensor]) -> None:
         values = torch.stack([value.detach().to(parts["loss"].device, torch.float64) for value in parts.values()])
@@ -151,15 +191,22 @@ class MaskLearner:
             raise NonFiniteLossError(f"the loss is {metrics['loss']} at step {step}")
         gap = metrics.pop("gap")
         if s.density.kind == "lagrangian":
-            self.multiplier += s.density.weight * gap / (s.density.relaxation * s.steps)
-            metrics["multiplier"] = self.multiplier
+            target = self.target(step)
+            self.multipliers[target] += s.density.weight * gap / (s.density.relaxation * s.steps / len(self.densities))
+            metrics["multiplier"] = self.multipliers[target]
+        if len(self.densities) > 1:
+            metrics["target_density"] = self.densities[self.target(step)]
         draw = self.draw(step, 0)
         return metrics | {"temperature": draw.temperature, "scale": draw.scale}
 
     @torch.no_grad()
     def mask_losses(self, batches: list[Tensor], step: int, hardener: Hardener) -> dict[str, float]:
         """Cross-entropy in nats with the sampled, the mean and the hard mask over ``batches`` of rows [R, S]."""
-        self.state.draw, self.state.harden = self.draw(step, 0), hardener
+        draw = self.draw(step, 0)
+        if len(self.densities) > 1:
+            assert hardener.cut is not None
+            draw = replace(draw, offset=hardener.cut.value)
+        self.state.draw, self.state.harden = draw, hardener
         losses = {}
         modes: tuple[Mode, ...] = ("sampled", "mean", "hard")
         for mode in modes:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import UserError
+from pipeline.records import MEANS
 from pipeline.reporting import RunResults
 from pipeline.reporting.html import page
 from pipeline.reporting.sections import results_table, tasks_table
@@ -97,7 +98,7 @@ def _row(run: Any, parent: str, several: bool) -> dict[str, Any]:
     """A variant's row from its run: the reverse of :func:`pipeline.records.variant_metrics`."""
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     target = None if params["target_sparsity"] == "None" else float(params["target_sparsity"])
-    texts, tasks = _named(metrics, "perplexity."), [name for name in _named(metrics, "acc.") if name != "mean"]
+    texts, tasks = _named(metrics, "perplexity."), [name for name in _named(metrics, "acc.") if name not in MEANS]
     return {
         # As in a report, with the run that it belongs to: the method stands before the @ there too.
         "name": f"{run.info.run_name} {parent}" if several else run.info.run_name,
@@ -115,9 +116,11 @@ def _row(run: Any, parent: str, several: bool) -> dict[str, Any]:
         "tasks": {
             task: {"acc": metrics[f"acc.{task}"], "acc_stderr": metrics.get(f"acc_stderr.{task}")} for task in tasks
         },
-        "mean_accuracy": {"acc": metrics["acc.mean"], "stderr": metrics["acc_stderr.mean"]}
-        if "acc.mean" in metrics
-        else None,
+        **{
+            key: {"acc": metrics[f"acc.{name}"], "stderr": metrics[f"acc_stderr.{name}"]}
+            for name, key in MEANS.items()
+            if f"acc.{name}" in metrics
+        },
         **{
             key: metrics[key]
             for key in ("real_sparsity", "seconds", "training_tokens", "decode_tokens_per_second")

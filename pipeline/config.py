@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -103,6 +104,16 @@ class LearnConfig(Section):
     """Name of another entry of ``learn``: whatever is not given here is as there."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
+    seeds: list[Annotated[int, Field(ge=0)]] = []
+    """Learn once with each of these in place of ``settings.seed``, from the same prior and calibration rows.
+
+    Several make a variant NAME.seedN each, and one row of the table with their mean and standard deviation.
+    """
+    nested: bool = False
+    """One run for all ``sparsities``: each step trains one of them, on the same logits with another cut.
+
+    What is kept at a sparsity is then kept at every lower one.
+    """
     workers: int = Field(default=1, gt=0)
     """Data-parallel workers that the logits are sharded over."""
     threads: int = Field(default=1, gt=0)
@@ -120,6 +131,17 @@ class LearnConfig(Section):
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced before the run fails."""
 
+    def with_seed(self, seed: int) -> LearnConfig:
+        """The learning run of one seed."""
+        settings = dataclasses.replace(self.settings, seed=seed)
+        return self.model_copy(update={"settings": settings, "seeds": []})
+
+    @model_validator(mode="after")
+    def _seeds_are_named_once(self) -> LearnConfig:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, not {self.seeds}")
+        return self
+
     @model_validator(mode="after")
     def _batch_divides(self) -> LearnConfig:
         microbatches = self.settings.batch_rows // self.settings.microbatch_rows
@@ -128,6 +150,12 @@ class LearnConfig(Section):
                 f"a global batch of {microbatches} micro-batches cannot be shared by {self.workers} workers; "
                 "change settings.batch_rows, settings.microbatch_rows or workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_cuts_go_through_the_model(self) -> LearnConfig:
+        if self.nested and self.settings.scope != "global":
+            raise ValueError(f"nested wants settings.scope global, not {self.settings.scope}")
         return self
 
 
@@ -229,7 +257,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of everything that is drawn."""
     sparsities: list[Sparsity] = [0.5, 0.6]
-    """Shares of the prunable weights to remove; each is a run of its own."""
+    """Shares of the prunable weights to remove; each is a run of its own, unless an entry of ``learn`` is nested."""
     model: ModelConfig = ModelConfig()
     """The model to prune."""
     data: DataConfig = DataConfig()

@@ -180,7 +180,7 @@ def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
         table.add_row("memory of a worker", *("" for _ in runs))
         for label in memory[0]:
             table.add_row(f"  {label}", *(_bytes(m[label]) for m in memory))
-        table.add_row("  together, besides activations", *together, style="bold")
+        table.add_row("  together", *together, style="bold")
     return table
 
 

@@ -11,6 +11,7 @@ import time
 import torch
 
 from leap.layerwise import METHODS
+from leap.optimisers import logit_optimiser
 from pipeline.config import LearnConfig, RunConfig
 from pipeline.plan import Measurement
 from pipeline.sizes import Sizes
@@ -49,20 +50,27 @@ def cpu_speed(threads: int, dtype: str) -> float:
 
 
 def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[str, float]:
-    """Bytes of one worker by what they are for. Activations within the decoder blocks are not counted."""
-    settings = learn.settings
-    width = getattr(torch, config.model.dtype).itemsize
+    """Bytes of one worker by what they are for. What an allocator keeps beyond that is not counted."""
+    settings, optimiser = learn.settings, logit_optimiser(learn.settings)
+    width, logit = getattr(torch, config.model.dtype).itemsize, optimiser.dtype.itemsize
+    state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
+    accumulated = logit if settings.microbatches > learn.workers else 0
+    tokens = settings.microbatch_rows * config.data.context_length
+    # Within a block: inputs and outputs of the linear layers, and in fp32 what two norms keep, three times the width.
+    blocks = tokens * (width * sizes.wires + 24 * sizes.states)
+    if learn.activation_checkpointing:
+        # What enters each block, and the inside of one at a time.
+        blocks = tokens * width * sizes.states + blocks / sizes.blocks
     # fp32: logits, log-softmax and gradient; with a teacher its logits and log-softmax too.
     copies = 5 if settings.distillation else 3
     return {
         f"weights, {config.model.dtype}, frozen": sizes.parameters * width / learn.workers,
-        "mask logits, gradient, Adam, fp32": sizes.prunable * 16 / learn.workers,
-        "largest layer, gathered": float(sizes.gathered),
-        "output of a micro-batch, fp32": 4.0
-        * copies
-        * settings.microbatch_rows
-        * config.data.context_length
-        * sizes.vocabulary,
+        f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
+        "gradient summed over micro-batches": sizes.prunable * accumulated / learn.workers,
+        # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
+        "largest layer, gathered": float(max(sizes.largest * width, sizes.largest_masked * 2 * (width + logit))),
+        "activations of a micro-batch": float(blocks),
+        "output of a micro-batch, fp32": 4.0 * copies * tokens * sizes.vocabulary,
     }
 
 
@@ -75,7 +83,11 @@ def learn_seconds(config: RunConfig, learn: LearnConfig, sizes: Sizes, cpu: floa
     """One learning run, with the measurements on held-out text."""
     settings = learn.settings
     a_token = 4 * sizes.linear + 2 * sizes.prunable
-    a_token += 2 * sizes.linear * (bool(settings.distillation) + learn.activation_checkpointing)
+    a_token += (
+        2
+        * sizes.linear
+        * (bool(settings.distillation or settings.hidden_distillation) + learn.activation_checkpointing)
+    )
     watched = 3 * (settings.steps // learn.watch_every + 1) * learn.watch_rows * config.data.context_length
     operations = a_token * training_tokens(config, learn) + 2 * sizes.linear * watched
     return WORKER_START + operations / (learn.workers * (GPU_SPEED if learn.gpu else cpu))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from pipeline import records
+from pipeline import ray_cluster, records
 from pipeline.errors import UserError
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
@@ -22,6 +18,7 @@ from pipeline.progress import Board, Console, TrainingProgress
 from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
+from pipeline.tracking.curves import Curves
 
 
 class TrainingError(Exception):
@@ -135,7 +132,8 @@ class Flow:
         waiting = []
         for work in self.plan.learns:
             if self._cached(work.stage):
-                _log_finished(self._stage_run, work)
+                with _learning_run(self._stage_run, work) as child:
+                    Curves(child).fill(Checkpoint(work.stage.uri_of("checkpoints")).facts["history"])
             else:
                 waiting.append(work)
         cpus = ray.cluster_resources().get("CPU", 1)
@@ -165,7 +163,7 @@ class Flow:
                     prior.reconstruct,
                     (
                         work.learned.stage,
-                        work.learned.sparsity,
+                        work.sparsity,
                         work.learned.config.settings.scope,
                         config.prior,
                         config.model,
@@ -224,7 +222,9 @@ class Flow:
         for number, work in enumerate(self.plan.speeds):
             if not self._cached(work.stage):
                 arguments: tuple[Any, ...] = (work.stage, config.model, work.variant.export, config.benchmark)
-                task = ray.remote(num_cpus=_largest_node(), num_gpus=self._gpus, max_retries=1)(benchmark.run)
+                task = ray.remote(num_cpus=ray_cluster.largest_node(), num_gpus=self._gpus, max_retries=1)(
+                    benchmark.run
+                )
                 _get(task.remote(*arguments))
                 self._note(work.stage, cached=False)
             self.console.progress("benchmark", number + 1, len(self.plan.speeds), "done")
@@ -244,7 +244,7 @@ class _Learning:
             work.stage.item,
             settings.steps,
             settings.batch_rows * config.data.context_length,
-            1 - work.sparsity,
+            1 - work.sparsities[0],
         )
         self._console = console
         self._error: dict[str, Any] | None = None
@@ -252,7 +252,7 @@ class _Learning:
             stage=work.stage,
             model=config.model,
             learn=work.config,
-            sparsity=work.sparsity,
+            sparsities=work.sparsities,
             seed=config.seed,
             calibration=plan.corpora["calibration"][0],
             heldout=plan.corpora["heldout"][0],
@@ -260,12 +260,10 @@ class _Learning:
             board=self._board,
         )
         found = Checkpoint.find(work.stage.uri_of("checkpoints"))
+        self._curves = Curves(self._run)
         if found:
             console.say(f"  {work.stage.name} continues at step {found.step}")
-            # A driver that was killed may have saved steps that it had not recorded yet,
-            _log_history(self._run, found)
-        # and may have recorded steps that are done again.
-        self._logged = self._run.last_step
+            self._curves.fill(found.facts["history"])
         self._began = time.time()
         books = str(Path(plan.directory).resolve() / "ray_train") if "://" not in plan.directory else plan.directory
         self._future = learn.fit.remote(job, books)
@@ -278,8 +276,7 @@ class _Learning:
                 self._error = event
             elif "loss" in event:
                 self._progress.show(event)
-                if event["step"] > self._logged:
-                    self._run.log_metrics(numbers(event), step=int(event["step"]))
+                self._curves.add(event)
         if not finished:
             return False
         _get(self._future)
@@ -292,6 +289,8 @@ class _Learning:
             )
         with self.work.stage.work(keep=True) as (_, facts):
             facts["seconds"] = round(time.time() - self._began, 3)
+        # Steps whose worker was killed before it could tell of them.
+        self._curves.fill(Checkpoint(self.work.stage.uri_of("checkpoints")).facts["history"])
         self._run.end()
         ray.kill(self._board)
         return True
@@ -300,31 +299,8 @@ class _Learning:
 def _learning_run(run: Run, work: LearnWork) -> Run:
     """The tracker's run of a learning run, below that of its stage."""
     child = run.child(work.stage.name, records.learn_tags(work))
-    child.log_params(work.config.model_dump(mode="json") | {"sparsity": work.sparsity})
+    child.log_params(work.config.model_dump(mode="json") | records.sparsity_of(work))
     return child
-
-
-def _log_finished(run: Run, work: LearnWork) -> None:
-    """Record the curves of a learning run that an earlier pipeline run finished."""
-    with _learning_run(run, work) as child:
-        _log_history(child, Checkpoint(work.stage.uri_of("checkpoints")))
-
-
-def _log_history(run: Run, checkpoint: Checkpoint) -> None:
-    """Record the steps up to ``checkpoint`` that ``run`` has no metrics of."""
-    history = [step for step in checkpoint.facts["history"] if step["step"] > run.last_step]
-    # What is measured now and then, and what is measured at each step.
-    watched = [step for step in history if "mask_loss.hard" in step]
-    for steps in (watched, [step for step in history if "mask_loss.hard" not in step]):
-        if steps:
-            names = [name for name in steps[0] if name != "step"]
-            curves = {name: [step[name] for step in steps] for name in names}
-            run.log_series([int(step["step"]) for step in steps], curves)
-
-
-def numbers(event: Mapping[str, Any]) -> dict[str, float]:
-    """What a step measured, of what a training worker tells about it."""
-    return {key: value for key, value in event.items() if key not in ("step", "run")}
 
 
 def _get(reference: Any) -> Any:
@@ -338,48 +314,3 @@ def _get(reference: Any) -> Any:
         if isinstance(cause, (UserError, ValueError)):
             raise UserError(str(cause)) from error
         raise
-
-
-def _largest_node() -> float:
-    """CPUs of the node that has the most."""
-    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-
-
-def resources() -> dict[str, float]:
-    """CPUs and GPUs of the cluster; before Ray runs, those of the cluster that it will start on this machine."""
-    if ray.is_initialized():
-        return ray.cluster_resources()
-    # Two at least: the second is idle most of the time, but a single one could not place two workers.
-    return {"CPU": max(2, os.cpu_count() or 1), "GPU": torch.cuda.device_count()}
-
-
-def start_ray() -> None:
-    """Connect to the cluster of a submitted job, else start one on this machine, for this run only."""
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    else:
-        # A run starts a dozen processes that mostly wait; Ray would warn of more than there are CPUs.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-        root = Path(__file__).resolve().parents[1]
-        paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
-        ray.init(
-            num_cpus=int(resources()["CPU"]),
-            include_dashboard=True,  # without it, a killed worker group is never cleaned up
-            dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
-            **quiet,
-        )
-    end_in_order_when_terminated()  # again: ray.init sets a handler of its own
-
-
-def end_in_order_when_terminated() -> None:
-    """Make SIGTERM end the run as Ctrl-C does; once, so that a second one does not cut the ending short."""
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(f"terminated by {signal.Signals(number).name}")

@@ -16,9 +16,10 @@ from rich.console import Console as RichConsole
 from pipeline import preflight, records
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources, start_ray
+from pipeline.flow import Flow, TrainingError
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Console, Mode
+from pipeline.ray_cluster import end_in_order_when_terminated, resources, start_ray
 from pipeline.reporting import RunResults, make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
@@ -70,8 +71,9 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
 def _report(plan: Plan, results: RunResults, run: Run, directory: Path) -> Path:
     """Write the results as JSON and as a page, and record them."""
     rows: dict[str, Any] = {row["name"]: row for row in results["variants"]}
-    for variant in plan.variants:
-        records.log_variant(run, plan, variant, rows[variant.name])
+    for row in rows.values():
+        records.log_variant(run, plan, row)
+    run.log_metrics(records.headline_metrics(rows))
     records.log_models(run, plan, rows)
     run.log_table(result_rows(results), "results.csv")
     run.log_dict(results, "results.json")

@@ -6,7 +6,7 @@ anything or reads a corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"like", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+_FREE = {"like", "seeds", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,24 @@ class Variant:
     export: StageDir | None = None
     made_by: StageDir | None = None
     """The prior, learn or reconstruct stage that the mask comes from."""
+    seed: int | None = None
+    """Of the learning run, where there are others that differ in nothing else."""
 
     @property
     def name(self) -> str:
-        return self.method if self.sparsity is None else f"{self.method}@{self.sparsity:g}"
+        return variant_name(self.method, self.seed, self.sparsity)
 
 
 @dataclass(frozen=True)
 class LearnWork:
     stage: StageDir
     name: str
-    sparsity: float
+    sparsities: tuple[float, ...]
+    """Several for a nested run."""
     config: LearnConfig
     prior: StageDir
+    seed: int | None = None
+    """Of the run, where there are others that differ in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Reconstruction:
 
     stage: StageDir
     learned: LearnWork
+    sparsity: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,17 @@ def make_plan(config: RunConfig) -> Plan:
             "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
         )
 
+    def learn_work(name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> LearnWork:
+        """The learning run that serves an entry of ``learn`` at a sparsity."""
+        nested = learned.nested and len(config.sparsities) > 1
+        sparsities = tuple(config.sparsities) if nested else (sparsity,)
+        # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
+        start = plan.priors[learned.settings.prior, max(sparsities)]
+        decisive = learned.model_dump(mode="json", exclude=_FREE)
+        key = [model, decisive, sparsities, config.seed, start.key, calibration.key, heldout.key]
+        stage = place("learn", variant_name(name, seed, None if nested else sparsity), learn.VERSION, *key)
+        return LearnWork(stage, name, sparsities, learned, start, seed)
+
     plan.variants.append(Variant("dense"))
     for sparsity in config.sparsities:
         for method in config.prior.methods:
@@ -163,29 +180,42 @@ def make_plan(config: RunConfig) -> Plan:
             scope = "layer" if method == "magnitude" else config.prior.scope
             export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
             plan.variants.append(Variant(method, sparsity, scope, export, made))
-        for name, learned in config.learn.items():
-            start = plan.priors[learned.settings.prior, sparsity]
-            decisive = learned.model_dump(mode="json", exclude=_FREE)
-            key = [model, decisive, sparsity, config.seed, start.key, calibration.key, heldout.key]
-            stage = place("learn", f"{name}@{sparsity:g}", learn.VERSION, *key)
-            work = LearnWork(stage, name, sparsity, learned, start)
-            plan.learns.append(work)
-            export = place("harden", f"{name}@{sparsity:g}", harden.VERSION, stage.key)
-            plan.variants.append(Variant(name, sparsity, learned.settings.scope, export, stage))
+        for name, seed, learned in _learning_runs(config):
+            work = learn_work(name, seed, learned, sparsity)
+            if work not in plan.learns:
+                plan.learns.append(work)
+            made_by = {name: work.stage}
             if name in config.reconstruct:
-                key = [prior.VERSION, stage.key, layer_wise_inputs]
-                fitted = place("reconstruct", f"{name}+weights@{sparsity:g}", *key)
-                plan.reconstructions.append(Reconstruction(fitted, work))
-                export = place("harden", f"{name}+weights@{sparsity:g}", harden.VERSION, fitted.key)
-                plan.variants.append(Variant(f"{name}+weights", sparsity, learned.settings.scope, export, fitted))
+                key = [prior.VERSION, work.stage.key, layer_wise_inputs]
+                fitted = place("reconstruct", variant_name(f"{name}+weights", seed, sparsity), *key)
+                plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
+                made_by[f"{name}+weights"] = fitted
+            for row, made in made_by.items():
+                export = place("harden", variant_name(row, seed, sparsity), harden.VERSION, made.key)
+                plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed))
     _plan_measurements(plan, place, model)
     if config.benchmark:
         for variant in plan.variants:
-            # Those whose mask was learned. New weights for it change no time.
-            if variant.export and variant.made_by and variant.made_by.stage == "learn":
+            # Those whose mask was learned, of several seeds the first. New weights for a mask change no time.
+            was_learned = variant.made_by is not None and variant.made_by.stage == "learn"
+            first = variant.seed is None or variant.seed == config.learn[variant.method].seeds[0]
+            if variant.export and was_learned and first:
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan
+
+
+def _learning_runs(config: RunConfig) -> Iterator[tuple[str, int | None, LearnConfig]]:
+    """Entry, seed where it has several, and settings of each learning run at one sparsity."""
+    for name, entry in config.learn.items():
+        seeds = entry.seeds or [entry.settings.seed]
+        for seed in seeds:
+            yield name, seed if len(seeds) > 1 else None, entry.with_seed(seed)
+
+
+def variant_name(method: str, seed: int | None, sparsity: float | None) -> str:
+    """Name of a variant and of the work that makes it: ``leap@0.5``, ``leap.seed1@0.5``. A method's has no dot."""
+    return f"{method}{'' if seed is None else f'.seed{seed}'}{'' if sparsity is None else f'@{sparsity:g}'}"
 
 
 def corpus_key(config: RunConfig, role: str) -> str:

@@ -30,16 +30,23 @@ class Board:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._errors: dict[str, str] = {}
+        self._measured: dict[str, list[dict[str, Any]]] = {}
 
     def push(self, event: dict[str, Any]) -> None:
         """Add an event."""
         self._events.append(event)
         if "error" in event:
             self._errors[event["run"]] = event["error"]
+        if "mask_loss.hard" in event:
+            self._measured.setdefault(event["run"], []).append(event)
 
     def error(self, run: str) -> str | None:
         """Why a run stopped, where it was not for its workers' sake."""
         return self._errors.get(run)
+
+    def measured(self, run: str, after: int) -> list[dict[str, Any]]:
+        """The events of a run later than step ``after`` that have a loss on held-out rows, also those drained."""
+        return [event for event in self._measured.get(run, []) if event["step"] > after]
 
     def drain(self) -> list[dict[str, Any]]:
         """All events since the last call."""
@@ -173,13 +180,14 @@ class TrainingProgress:
         self._seconds = [*self._seconds[-19:], event["seconds"]]
         pace = sum(self._seconds) / len(self._seconds)
         left = int(pace * (self._steps - step))
+        target = event.get("target_density", self._density)
         watched = "mask_loss.hard" in event
         if watched:
             self._hard = f"  hard mask {event['mask_loss.hard']:.3f}"
         text = (
             f"loss {event['loss']:.3f}  lm {event['lm_loss']:.3f}{self._hard}  density {event['density']:.3f} "
-            f"(target {self._density:.2f})  {self._tokens / pace:.0f} tokens/s  {left // 60}:{left % 60:02d} left"
+            f"(target {target:.2f})  {self._tokens / pace:.0f} tokens/s  {left // 60}:{left % 60:02d} left"
         )
         facts = {key: value for key, value in event.items() if key != "step"}
-        facts |= {"target_density": self._density, "tokens_per_second": self._tokens / pace, "seconds_left": left}
+        facts |= {"target_density": target, "tokens_per_second": self._tokens / pace, "seconds_left": left}
         self._console.progress(self._name, step, self._steps, text, watched, **facts)

@@ -19,6 +19,10 @@ USES = {"calibration": "training", "heldout": "validation"}
 """What a text is for, in MLflow's words; all others are for evaluation."""
 
 
+MEANS = {"mean": "mean_accuracy", "mean_above_chance": "mean_above_chance"}
+"""Names among the metrics of the means over tasks, and their keys in a row."""
+
+
 def recipe_fingerprint(config: RunConfig) -> str:
     """What tells a recipe from others: all settings but what it is called and where its results go."""
     return fingerprint(config.model_dump(mode="json", exclude={"name", "base", "why", "output", "tracking"}))
@@ -60,9 +64,15 @@ def learn_tags(work: LearnWork) -> dict[str, str]:
     return {
         "stage": "learn",
         "method": work.name,
-        "sparsity": f"{work.sparsity:g}",
+        **sparsity_of(work),
         "scope": work.config.settings.scope,
+        "seed": str(work.config.settings.seed),
     }
+
+
+def sparsity_of(work: LearnWork) -> dict[str, str]:
+    """The sparsity of a learning run as a tag or parameter; those of a nested run with commas between."""
+    return {"sparsity": ",".join(f"{sparsity:g}" for sparsity in work.sparsities)}
 
 
 def log_inputs(run: Run, plan: Plan) -> None:
@@ -73,10 +83,14 @@ def log_inputs(run: Run, plan: Plan) -> None:
         run.log_input(role, stage.key, str(facts.get("source", "")), USES.get(role, "evaluation"), sizes)
 
 
-def log_variant(run: Run, plan: Plan, variant: Variant, row: Mapping[str, Any]) -> None:
-    """Record a variant's row of the table as a run below ``run``."""
-    with run.child(variant.name, variant_tags(variant)) as child:
-        work = plan.learned(variant)
+def log_variant(run: Run, plan: Plan, row: Mapping[str, Any]) -> None:
+    """Record a row of the table, of a variant or of the mean over several seeds, as a run below ``run``."""
+    alike = [v for v in plan.variants if (v.method, v.sparsity) == (row["method"], row["target_sparsity"])]
+    variant = next((v for v in alike if v.name == row["name"]), alike[0])
+    work, tags = plan.learned(variant), variant_tags(variant)
+    if work:
+        tags["seed"] = ",".join(map(str, row.get("seeds", [work.config.settings.seed])))
+    with run.child(row["name"], tags) as child:
         params = {key: row.get(key) for key in ("method", "target_sparsity", "scope", "weights_changed")}
         params |= {"model": plan.config.model.source, "seed": plan.config.seed}
         params |= {"context_length": plan.config.data.context_length}
@@ -91,8 +105,15 @@ def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
         metrics |= {f"perplexity.{text}": found["perplexity"], f"stderr_nll.{text}": found["stderr_nll"] or 0.0}
     for task, found in row["tasks"].items():
         metrics |= {f"acc.{task}": found["acc"], f"acc_stderr.{task}": found["acc_stderr"] or 0.0}
-    if row["mean_accuracy"]:
-        metrics |= {"acc.mean": row["mean_accuracy"]["acc"], "acc_stderr.mean": row["mean_accuracy"]["stderr"]}
+    for name, key in MEANS.items():
+        if row[key]:
+            metrics |= {f"acc.{name}": row[key]["acc"], f"acc_stderr.{name}": row[key]["stderr"]}
+    for text, spread in row.get("spread", {}).get("nll", {}).items():
+        metrics[f"seeds_stdev.nll.{text}"] = spread
+    for task, spread in row.get("spread", {}).get("tasks", {}).items():
+        metrics[f"seeds_stdev.acc.{task}"] = spread
+    for base, difference in row.get("against", {}).items():
+        metrics |= _difference_metrics(base.rsplit("@", 1)[0], difference)
     return metrics | speed_metrics(row)
 
 
@@ -110,6 +131,32 @@ def speed_metrics(row: Mapping[str, Any]) -> dict[str, float]:
         rows = [matrix for matrix in speed["matrices"] if matrix["dtype"] == dtype]
         metrics[f"layers_speedup.{dtype}"] = matrices.speedup(rows)
     return metrics
+
+
+def headline_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What the run itself shows of its variants: MLflow's charts make a section of what stands before the slash."""
+    metrics: dict[str, float] = {}
+    for name, row in rows.items():
+        variant = name.replace("@", " ")
+        metrics |= {f"perplexity.{text}/{variant}": found["perplexity"] for text, found in row["perplexity"].items()}
+        if row["mean_accuracy"]:
+            metrics[f"acc.mean/{variant}"] = row["mean_accuracy"]["acc"]
+    return metrics
+
+
+def _difference_metrics(base: str, difference: Mapping[str, Any]) -> dict[str, float]:
+    """``against.BASE.nll.TEXT``, ``against.BASE.acc.TASK`` and so on, each with ``…_stderr`` where it is known."""
+    found = {f"nll.{text}": d for text, d in difference["nll"].items()}
+    found |= {f"acc.{task}": d for task, d in difference["tasks"].items()}
+    found |= {f"acc.{name}": difference[key] for name, key in MEANS.items() if difference[key]}
+    values = {name: (d["difference"], d["stderr"]) for name, d in found.items()}
+    values |= {
+        f"gap_closed.{text}": (d["gap_closed"], d["gap_closed_stderr"])
+        for text, d in difference["nll"].items()
+        if "gap_closed" in d
+    }
+    metrics = {f"against.{base}.{name}": value for name, (value, _) in values.items()}
+    return metrics | {f"against.{base}.{n}_stderr": error for n, (_, error) in values.items() if error is not None}
 
 
 def log_models(run: Run, plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import statistics
 import time
 from typing import Any, cast
@@ -11,19 +11,19 @@ from typing import Any, cast
 from pipeline import preflight
 from pipeline.estimate import training_tokens
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.plan import Plan, Variant
+from pipeline.plan import LearnWork, Plan, Variant, variant_name
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
 from pipeline.stages import benchmark, evaluate, harden, mask_map
 from pipeline.storage import StageDir
+from pipeline.table_rows import table_rows
 
 
 def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: list[str]) -> RunResults:
     """Results of a plan whose stages are all finished."""
     config = plan.config
-    speeds = {work.variant.name: benchmark.result(work.stage) for work in plan.speeds}
-    variants = [_variant(plan, variant) for variant in plan.variants]
-    _add_speeds(variants, speeds, config.model.dtype)
+    rows, chance, clear = table_rows(plan, _variant)
+    _add_speeds(rows, plan, config.model.dtype)
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
@@ -34,8 +34,14 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "context_length": config.data.context_length,
-        "variants": variants,
-        "training": {work.stage.item: _training(plan, i) for i, work in enumerate(plan.learns)},
+        "variants": rows,
+        "chance": chance,
+        "clear_tasks": clear,
+        "training": {
+            variant_name(work.name, work.seed, sparsity): training_curves(plan, work, sparsity)
+            for work in plan.learns
+            for sparsity in work.sparsities
+        },
         "calibration": {role: stage.manifest() or {} for role, (stage, _, _) in plan.corpora.items()},
         "stages": timings,
         "environment": preflight.environment(),
@@ -46,6 +52,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
 
 
 def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
+    """What a row says besides perplexities and accuracies."""
     row: dict[str, Any] = {
         "name": variant.name,
         "method": variant.method,
@@ -54,9 +61,6 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
         "training_tokens": _training_tokens(plan, variant),
         "scope": variant.scope,
         "weights_changed": False,
-        "perplexity": {},
-        "tasks": {},
-        "mean_accuracy": None,
     }
     if variant.export and variant.made_by:
         exported = variant.export.manifest() or {}
@@ -67,48 +71,37 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
             "directory": variant.export.uri_of(),
             "sparsity_per_layer": json.loads((variant.export.path() / harden.LAYERS).read_text()),
         }
+    if work := plan.learned(variant):
+        row["seed"] = work.config.settings.seed
     for m in plan.measurements:
-        if m.variant is not variant:
-            continue
-        if m.kind == "map":
+        if m.variant is variant and m.kind == "map":
             row["mask_map"] = mask_map.densities(m.stage)
-            continue
-        found = evaluate.result(m.stage)
-        if m.kind == "samples":
-            row["samples"] = found
-        elif m.kind == "perplexity":
-            row["perplexity"][m.subject] = {
-                "perplexity": found["perplexity"],
-                "stderr_nll": found["nll_stderr"] or 0.0,
-                "tokens": found["tokens"],
-            }
-        else:
-            metrics = found["metrics"]
-            row["tasks"][m.subject] = {
-                "acc": metrics["acc"],
-                "acc_stderr": metrics["acc_stderr"],
-                "documents": found["documents"],
-            }
-    errors = [task["acc_stderr"] or 0.0 for task in row["tasks"].values()]
-    if errors:
-        mean = sum(task["acc"] for task in row["tasks"].values()) / len(errors)
-        row["mean_accuracy"] = {"acc": mean, "stderr": math.sqrt(sum(e * e for e in errors)) / len(errors)}
+        elif m.variant is variant and m.kind == "samples":
+            row["samples"] = evaluate.result(m.stage)
     return row
 
 
-def _add_speeds(rows: list[dict[str, Any]], speeds: dict[str, dict[str, Any]], dtype: str) -> None:
+def _add_speeds(rows: list[dict[str, Any]], plan: Plan, dtype: str) -> None:
     """Give each measured variant what was found, and its tokens a second, in ``dtype`` where that was measured.
 
-    The dense model was measured beside each of them: its row gets the median.
+    A mean over seeds gets what was found of the seed that was measured. The dense model was measured beside each
+    variant: its row gets the median.
     """
+    speeds = {work.variant.name: benchmark.result(work.stage) for work in plan.speeds}
     dense = []
     for row in rows:
-        if found := speeds.get(row["name"]):
+        measured = [work.variant.name for work in plan.speeds if _stands_for(row, work.variant)]
+        for found in (speeds[name] for name in measured):
             decode = found["decode"].get(dtype) or next(iter(found["decode"].values()))
             dense.append(decode["dense"]["tokens_per_second"])
             row |= {"speed": found, "decode_tokens_per_second": decode["sparse"]["tokens_per_second"]}
     if dense:
         rows[0]["decode_tokens_per_second"] = statistics.median(dense)
+
+
+def _stands_for(row: dict[str, Any], variant: Variant) -> bool:
+    """Whether a row is that of the variant; where that is one of several seeds, the one of their mean."""
+    return "mean" not in row and (row["method"], row["target_sparsity"]) == (variant.method, variant.sparsity)
 
 
 def _training_tokens(plan: Plan, variant: Variant) -> int:
@@ -126,22 +119,35 @@ def _seconds(plan: Plan, made_by: StageDir) -> float:
     return round(before + (made_by.manifest() or {})["seconds"], 1)
 
 
-def _training(plan: Plan, index: int) -> dict[str, Any]:
-    work = plan.learns[index]
+def training_curves(plan: Plan, work: LearnWork, sparsity: float) -> dict[str, Any]:
+    """The curves of a learning run; of a nested one, the steps that trained ``sparsity``."""
     history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
     watched = [step for step in history if "mask_loss.hard" in step]
+    since = itertools.accumulate(step["seconds"] for step in history)
+    suffix = f"-{sparsity:g}" if len(work.sparsities) > 1 else ""
+    trained = [step for step in history if step.get("target_density", 1 - sparsity) == 1 - sparsity]
     tokens = work.config.settings.batch_rows * plan.config.data.context_length
     curves = {
-        name: [step[name] for step in history]
-        for name in ("step", "loss", "lm_loss", "density", "expected_density", "temperature", "scale", "learning_rate")
+        name: [step[name] for step in trained]
+        for name in (
+            "step",
+            "loss",
+            "lm_loss",
+            "density",
+            "expected_density",
+            "temperature",
+            "scale",
+            "learning_rate",
+        )
     }
     if "multiplier" in history[0]:
-        curves["lagrangian"] = [step["multiplier"] for step in history]
+        curves["lagrangian"] = [step["multiplier"] for step in trained]
     return curves | {
-        "target_density": 1 - work.sparsity,
+        "target_density": 1 - sparsity,
         "masks": {
             "step": [step["step"] for step in watched],
-            **{mode: [step[f"mask_loss.{mode}"] for step in watched] for mode in ("sampled", "mean", "hard")},
+            "seconds": [spent for step, spent in zip(history, since, strict=True) if "mask_loss.hard" in step],
+            **{mode: [step[f"mask_loss.{mode}{suffix}"] for step in watched] for mode in ("sampled", "mean", "hard")},
         },
         "tokens_per_second": tokens * len(history) / sum(step["seconds"] for step in history),
     }

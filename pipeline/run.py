@@ -41,16 +41,21 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a field of the recipe")
         if name == "run":
             _add_modes(command)
-    compare = commands.add_parser("compare", help="print the variants of all runs side by side; write it as HTML too")
+    text = "print the variants of all runs side by side; write it as HTML too"
+    compare = commands.add_parser("compare", help=text, description=text)
     compare.add_argument("filter", nargs="?", default="", help="MLflow's filter, such as \"tags.model = 'nano'\"")
     compare.add_argument("--experiment", default="leap", help="MLflow experiment")
-    sync = commands.add_parser("sync", help="upload what a tracking server missed; again uploads nothing twice")
+    text = "upload what a tracking server missed; again uploads nothing twice"
+    sync = commands.add_parser("sync", help=text, description=text)
     for command in (compare, sync):
         command.add_argument("--runs", type=Path, default=Path("runs"), help="the directory of the runs")
         command.add_argument("--uri", help="MLflow tracking URI; by default the runs' own")
     _add_tune(commands)
-    commands.add_parser("recipes", help="list the recipes", description="list the recipes")
-    commands.add_parser("fields", help="list all fields of a recipe with their defaults and meaning")
+    for name, text in (
+        ("recipes", "list the recipes"),
+        ("fields", "list all fields of a recipe with their defaults and meaning"),
+    ):
+        commands.add_parser(name, help=text, description=text)
     return top
 
 
@@ -80,9 +85,20 @@ def _add_modes(command: argparse.ArgumentParser) -> None:
     told.add_argument("--json", action="store_true", help="print JSON lines: progress, warnings, the result")
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments. Overrides may stand before, between and after options, which argparse alone does not see."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    if any(text.startswith("-") or "overrides" not in args for text in rest):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parser().parse_args(arguments)
+    args = parse(arguments)
     try:
         if args.command == "recipes":
             from pipeline.describe import list_recipes

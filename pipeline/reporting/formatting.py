@@ -30,6 +30,17 @@ def perplexity(value: float | None, stderr_nll: float = 0.0) -> str:
     return f"{_grouped(value, decimals)}{error}"
 
 
+def points(difference: float, stderr: float | None) -> str:
+    """A difference of shares in percentage points: ``0.012`` as ``+1.2 ± 0.4``."""
+    return signed(100 * difference, None if stderr is None else 100 * stderr, 1)
+
+
+def signed(value: float, stderr: float | None, decimals: int) -> str:
+    """A difference with its sign, ``−0.123 ± 0.004``."""
+    error = "" if stderr is None else f" ± {stderr:.{decimals}f}"
+    return f"{value:+.{decimals}f}".replace("-", "−") + error
+
+
 def duration(seconds: float | None) -> str:
     """``133`` as ``2 min 13 s``."""
     if seconds is None:

@@ -42,6 +42,45 @@ class MeanAccuracy(TypedDict, total=False):
     stderr: float | None
 
 
+class TextDifference(TypedDict, total=False):
+    """On one text, over the same rows."""
+
+    difference: float
+    """In nats per token; below zero is better."""
+    stderr: float | None
+    pairs: int
+    gap_closed: float
+    """Share of the gap in perplexity between the other variant and the dense model; absent where there is none."""
+    gap_closed_stderr: float | None
+
+
+class AccuracyDifference(TypedDict, total=False):
+    """On one task, over the same documents, or the mean over tasks; as a fraction, above zero is better."""
+
+    difference: float
+    stderr: float | None
+    pairs: int
+
+
+class Difference(TypedDict, total=False):
+    """A variant minus another, with paired standard errors."""
+
+    nll: dict[str, TextDifference]
+    tasks: dict[str, AccuracyDifference]
+    mean_accuracy: AccuracyDifference | None
+    mean_above_chance: AccuracyDifference | None
+
+
+class Spread(TypedDict, total=False):
+    """Standard deviations between seeds."""
+
+    nll: dict[str, float]
+    """By text, in nats per token: relative to the perplexity, to first order."""
+    tasks: dict[str, float]
+    mean_accuracy: float
+    mean_above_chance: float
+
+
 class Sample(TypedDict, total=False):
     """A text that a model continued."""
 
@@ -121,6 +160,20 @@ class Variant(TypedDict, total=False):
     perplexity: dict[str, Perplexity]
     tasks: dict[str, TaskAccuracy]
     mean_accuracy: MeanAccuracy | None
+    mean_above_chance: MeanAccuracy | None
+    """Over ``clear_tasks`` of the results."""
+    against: dict[str, Difference]
+    """This variant minus the dense model and, where it was learned, minus layer-wise ones, by their names."""
+    rival: str | None
+    """The best layer-wise variant of the same sparsity, by perplexity on the first text, where this one was learned."""
+    seed: int
+    """Of the learning run."""
+    mean: str
+    """The row that this one, of a single seed, went into."""
+    seeds: list[int]
+    """Of the variants that this row is the mean of: row by row, document by document, the perplexity geometric."""
+    spread: Spread
+    """Between those seeds."""
     seconds: float
     """Time to make the mask."""
     training_tokens: int
@@ -140,6 +193,8 @@ class MaskLosses(TypedDict, total=False):
     """Held-out loss, in nats per token, with the three readings of the same logits."""
 
     step: list[int]
+    seconds: list[float]
+    """Time of all steps so far, without these measurements."""
     sampled: list[float]
     mean: list[float]
     hard: list[float]
@@ -201,6 +256,10 @@ class RunResults(TypedDict, total=False):
     """ISO 8601."""
     context_length: int
     variants: list[Variant]
+    chance: dict[str, float]
+    """Accuracy of guessing, by task, from the number of choices of its documents."""
+    clear_tasks: list[str]
+    """The tasks on which the dense model is more than two standard errors above chance."""
     training: dict[str, Training]
     """By the name of the variant that was learned."""
     calibration: dict[str, Calibration]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.reporting import summary, tables
+from pipeline.reporting import differences, summary, tables
 from pipeline.reporting.formatting import count, duration, percent, perplexity
 from pipeline.reporting.markup import definitions, details, escape, figure, section, table
 from pipeline.reporting.plots.layers import is_uniform
@@ -42,11 +42,12 @@ def results_section(results: RunResults, figures: Figures) -> str:
     if not results.get("variants"):
         return ""
     context = f" Every row at context length {results['context_length']}." if "context_length" in results else ""
-    note = f"Bold: best at its sparsity. ±: one standard error.{context} {summary.NO_SPEED_NOTE}"
+    note = f"{summary.notes(results)}{context} {summary.NO_SPEED_NOTE}"
     return section(
         "Results",
         results_table(results),
         f'<p class="note">{escape(note)}</p>',
+        *differences_table(results),
         _figure(figures, "pareto", "What sparsity costs: perplexity by sparsity, one line a method."),
         _figure(figures, "perplexity", "Perplexity, lower is better. The stem is the distance from the dense model."),
         _figure(figures, "accuracy", "Zero-shot accuracy in percent, higher is better. Whiskers: one standard error."),
@@ -155,7 +156,7 @@ def _matrices_table(measured: list[Variant]) -> str:
 
 def layers_section(results: RunResults, figures: Figures) -> str:
     """Where the zeros are."""
-    pruned = [v for _, group in summary.groups(results) for v in group if v.get("sparsity_per_layer")]
+    pruned = [v for v in summary.pruned(results) if v.get("sparsity_per_layer")]
     # Learned maps first: they are what nobody chose by hand.
     mapped = sorted((v for v in pruned if not is_uniform(v)), key=lambda v: not summary.is_learned(v, results))
     uniform = [v.get("name", "?") for v in pruned if is_uniform(v)]
@@ -166,9 +167,7 @@ def layers_section(results: RunResults, figures: Figures) -> str:
 
 def masks_section(results: RunResults, figures: Figures) -> str:
     """The masks themselves, reduced to pictures."""
-    pruned = sorted(
-        (v for _, group in summary.groups(results) for v in group), key=lambda v: not summary.is_learned(v, results)
-    )
+    pruned = sorted(summary.pruned(results), key=lambda v: not summary.is_learned(v, results))
     parts = []
     for variant in pruned:
         name = variant.get("name", "?")
@@ -179,7 +178,7 @@ def masks_section(results: RunResults, figures: Figures) -> str:
 
 def samples_section(results: RunResults) -> str:
     """What the variants make of the same prompts, side by side."""
-    shown = [v for group in summary.table_groups(results) for v in group if v.get("samples")]
+    shown = [v for v in summary.variants(results) if v.get("samples")]
     if not shown:
         return ""
     # Dense and learned at the top, the rest folded away.
@@ -249,6 +248,16 @@ def results_table(results: RunResults) -> str:
     return _variants_table("variant", results, columns)
 
 
+def differences_table(results: RunResults) -> tuple[str, ...]:
+    """The learned variants against layer-wise ones, and what the numbers are."""
+    columns, rows = differences.columns(results), differences.rows(results)
+    if not rows:
+        return ()
+    cells = [[escape(row.name), escape(row.base), *(_cell(c.text(row), best=False) for c in columns)] for row in rows]
+    headers = ("difference of", "and", *(column.header for column in columns))
+    return table(headers, cells, text_columns=2), f'<p class="note">{escape(differences.NOTE)}</p>'
+
+
 def tasks_table(results: RunResults) -> str:
     """The accuracy of the variants on each of several tasks; that of a single one is the mean already."""
     tasks = tables.task_columns(results)
@@ -287,7 +296,10 @@ def _variants_table(title: str, results: RunResults, columns: list[tables.Column
         for index, variant in enumerate(group)
     ]
     rows = [
-        [escape(variant.get("name", "?")), *(_cell(column, variant, column.best(group)) for column in columns)]
+        [
+            escape(summary.title(variant)),
+            *(_cell(column.text(variant), best=column.is_best(variant, group)) for column in columns),
+        ]
         for variant, _, group in variants
     ]
     classes = [
@@ -297,9 +309,9 @@ def _variants_table(title: str, results: RunResults, columns: list[tables.Column
     return table((title, *(column.header for column in columns)), rows, row_classes=classes)
 
 
-def _cell(column: tables.Column, variant: Variant, best: float | None) -> str:
-    value, plus_minus, error = escape(column.text(variant)).partition(" ± ")
-    if best is not None and column.value(variant) == best:
+def _cell(text: str, *, best: bool) -> str:
+    value, plus_minus, error = escape(text).partition(" ± ")
+    if best:
         value = f'<span class="best">{value}</span>'
     return f'{value}<span class="error">{plus_minus}{error}</span>' if error else value
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from pipeline.reporting.formatting import count, percent, perplexity, short_percent
+from pipeline.reporting.formatting import count, percent, perplexity, points, short_percent
 from pipeline.reporting.schema import RunResults, Variant
+
+MeanKey = Literal["mean_accuracy", "mean_above_chance"]
 
 NO_SPEED_NOTE = (
     "Stock inference engines load the export (dense, with zeros) like any other model and gain no speed from its zeros."
@@ -17,14 +20,28 @@ def dense_variant(results: RunResults) -> Variant | None:
     return next((v for v in results.get("variants", []) if v.get("target_sparsity") is None), None)
 
 
+def variants(results: RunResults) -> list[Variant]:
+    """The variants that were made and measured, without the means over seeds."""
+    return [v for v in results.get("variants", []) if "seeds" not in v]
+
+
 def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
-    """The pruned variants by asked sparsity, lowest first; within one, as they were given, learned ones last."""
+    """The rows of pruned variants by asked sparsity, lowest first; within one, as they were given, learned ones last.
+
+    Variants that differ in their seed alone are represented by their mean.
+    """
     by_target: dict[float, list[Variant]] = {}
     for variant in results.get("variants", []):
         target = variant.get("target_sparsity")
-        if target is not None:
+        if target is not None and "mean" not in variant:
             by_target.setdefault(target, []).append(variant)
     return [(target, sorted(by_target[target], key=lambda v: is_learned(v, results))) for target in sorted(by_target)]
+
+
+def pruned(results: RunResults) -> list[Variant]:
+    """The pruned variants that were made, in the order of ``groups``."""
+    made = [v for v in variants(results) if v.get("target_sparsity") is not None]
+    return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v, results)))
 
 
 def table_groups(results: RunResults) -> list[list[Variant]]:
@@ -35,14 +52,21 @@ def table_groups(results: RunResults) -> list[list[Variant]]:
 
 def is_learned(variant: Variant, results: RunResults) -> bool:
     """Whether the mask was trained; ``leap+reconstruct`` counts as ``leap``."""
-    variants = results.get("variants", [])
-    methods = {v.get("method", "") for v in variants if v.get("name") in results.get("training", {})} | {"leap"}
+    methods = {v.get("method", "") for v in variants(results) if v.get("name") in results.get("training", {})} | {
+        "leap"
+    }
     return variant.get("method", "").split("+")[0] in methods
 
 
 def label(variant: Variant) -> str:
     """The variant's name without its sparsity, which its group tells."""
-    return variant.get("name", "?").rsplit("@", 1)[0]
+    return title(variant, variant.get("name", "?").rsplit("@", 1)[0])
+
+
+def title(variant: Variant, name: str | None = None) -> str:
+    """The variant's name, or ``name``, and of how many seeds it is the mean."""
+    seeds = f" ({len(variant['seeds'])} seeds)" if "seeds" in variant else ""
+    return f"{name or variant.get('name', '?')}{seeds}"
 
 
 def datasets(results: RunResults) -> list[str]:
@@ -55,9 +79,25 @@ def tasks(results: RunResults) -> list[str]:
     return list(dict.fromkeys(name for v in results.get("variants", []) for name in v.get("tasks", {})))
 
 
-def stderr_nll_of(variant: Variant, dataset: str) -> float:
-    """The standard error of the mean negative log-likelihood; zero if it was not measured."""
+def error_nll_of(variant: Variant, dataset: str) -> float:
+    """What ± means for the mean negative log-likelihood: its standard error; the deviation between several seeds."""
+    if "spread" in variant:
+        return variant["spread"].get("nll", {}).get(dataset, 0.0)
     return variant.get("perplexity", {}).get(dataset, {}).get("stderr_nll") or 0.0
+
+
+def error_of_task(variant: Variant, task: str) -> float:
+    """The same for the accuracy on a task."""
+    if "spread" in variant:
+        return variant["spread"].get("tasks", {}).get(task, 0.0)
+    return variant.get("tasks", {}).get(task, {}).get("acc_stderr") or 0.0
+
+
+def error_of_mean(variant: Variant, key: MeanKey = "mean_accuracy") -> float:
+    """The same for a mean over tasks."""
+    if "spread" in variant:
+        return variant["spread"].get(key, 0.0)
+    return (variant.get(key) or {}).get("stderr") or 0.0
 
 
 def perplexity_of(variant: Variant | None, dataset: str) -> float | None:
@@ -65,9 +105,28 @@ def perplexity_of(variant: Variant | None, dataset: str) -> float | None:
     return (variant or {}).get("perplexity", {}).get(dataset, {}).get("perplexity")
 
 
-def mean_accuracy_of(variant: Variant | None) -> float | None:
-    """The mean accuracy, if there is one."""
-    return ((variant or {}).get("mean_accuracy") or {}).get("acc")
+def mean_accuracy_of(variant: Variant | None, key: MeanKey = "mean_accuracy") -> float | None:
+    """The mean accuracy over all tasks or over those above chance, if there is one."""
+    return ((variant or {}).get(key) or {}).get("acc")
+
+
+def above_chance(results: RunResults) -> list[str]:
+    """The tasks that the mean above chance is over; none where that is no other mean than the one over all tasks."""
+    clear = results.get("clear_tasks", [])
+    return clear if len(clear) < len(tasks(results)) else []
+
+
+def notes(results: RunResults) -> str:
+    """What has to be known to read the table."""
+    parts = ["Bold: best at its sparsity. ±: one standard error."]
+    if any("seeds" in v for v in results.get("variants", [])):
+        parts.append("(3 seeds): mean over that many seeds, ± their standard deviation; perplexity: geometric mean.")
+    if clear := above_chance(results):
+        parts.append(
+            f"“Above chance”: mean over {_and(clear)}, where the dense model is more than two standard errors above "
+            "guessing among the choices."
+        )
+    return " ".join(parts)
 
 
 def headline(results: RunResults) -> list[str]:
@@ -78,7 +137,7 @@ def headline(results: RunResults) -> list[str]:
 
 def places(results: RunResults) -> list[tuple[str, str]]:
     """What lies where: the variants' directories, then the records."""
-    directories = [(v.get("name", "?"), v["directory"]) for v in results.get("variants", []) if v.get("directory")]
+    directories = [(v.get("name", "?"), v["directory"]) for v in variants(results) if v.get("directory")]
     tracking = results.get("tracking", {})
     named = (
         ("tracking", tracking.get("uri")),
@@ -93,11 +152,11 @@ def places(results: RunResults) -> list[tuple[str, str]]:
 def _what_was_done(results: RunResults) -> str:
     model = results.get("model", {})
     name = model.get("name", "The model")
-    pruned = groups(results)
-    if not pruned:
+    by_target = groups(results)
+    if not by_target:
         return f"{name}: no pruned variant has been measured yet."
-    targets = _and([short_percent(target) for target, _ in pruned])
-    methods = _and(list(dict.fromkeys(label(v) for _, group in pruned for v in group)))
+    targets = _and([short_percent(target) for target, _ in by_target])
+    methods = _and(list(dict.fromkeys(label(v) for _, group in by_target for v in group)))
     prunable = model.get("prunable_parameters")
     of_what = f" of its {count(prunable)} prunable weights" if prunable else ""
     return f"{name} was pruned to {targets} sparsity{of_what}, by {methods}."
@@ -132,13 +191,16 @@ def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -
     if ours is None:
         return ""
     text = f"; mean accuracy {percent(ours)}"
-    if theirs is None:
+    if theirs is None or other is None:
         return text
-    errors = [((v or {}).get("mean_accuracy") or {}).get("stderr") or 0.0 for v in (variant, other)]
-    # As if the two were measured on different documents: they share them, so the true error is smaller.
-    noise = sum(e * e for e in errors) ** 0.5
     text += f" against {percent(theirs)} for {other_name}"
-    return f"{text}, a difference within two standard errors" if abs(ours - theirs) <= 2 * noise else text
+    paired = variant.get("against", {}).get(other.get("name", ""), {}).get("mean_accuracy")
+    if not paired or paired["stderr"] is None:
+        return text
+    apart = "a difference within two standard errors"
+    if abs(paired["difference"]) > 2 * paired["stderr"]:
+        apart = "a difference of more than two standard errors"
+    return f"{text}, {apart} ({points(paired['difference'], paired['stderr'])} points, paired)"
 
 
 def _best(variants: list[Variant], dataset: str) -> Variant | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.reporting import summary
 from pipeline.reporting.formatting import count, duration, percent, perplexity, short_percent
-from pipeline.reporting.schema import RunResults, Variant
+from pipeline.reporting.schema import Difference, RunResults, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,11 @@ class Column:
         if self.better is None or len(set(values)) < 2:
             return None
         return min(values) if self.better == "low" else max(values)
+
+    def is_best(self, variant: Variant, among: list[Variant]) -> bool:
+        """Whether no other is better, and some is worse."""
+        best = self.best(among)
+        return best is not None and self.value(variant) == best
 
 
 ASKED = Column(header="asked", text=lambda v: _asked(v))
@@ -47,14 +52,9 @@ def quality_columns(results: RunResults) -> list[Column]:
     """Perplexity on each data set, then the mean accuracy."""
     columns = [_perplexity_column(dataset) for dataset in summary.datasets(results)]
     if any(v.get("mean_accuracy") for v in results.get("variants", [])):
-        columns.append(
-            Column(
-                header="mean acc %",
-                text=lambda v: _accuracy(v.get("mean_accuracy") or {}, "stderr"),
-                value=summary.mean_accuracy_of,
-                better="high",
-            )
-        )
+        columns.append(_mean_column("mean acc %", "mean_accuracy"))
+    if clear := summary.above_chance(results):
+        columns.append(_mean_column(f"of {len(clear)} above chance", "mean_above_chance"))
     return columns
 
 
@@ -80,8 +80,21 @@ def result_rows(results: RunResults) -> list[dict[str, Any]]:
             row[f"acc/{task}"] = accuracy.get("acc")
             row[f"acc_stderr/{task}"] = accuracy.get("acc_stderr")
         mean = variant.get("mean_accuracy") or {}
-        rows.append(row | {"mean_acc": mean.get("acc"), "mean_acc_stderr": mean.get("stderr")})
+        row |= {"mean_acc": mean.get("acc"), "mean_acc_stderr": mean.get("stderr")}
+        for base, found in variant.get("against", {}).items():
+            row |= _difference_cells(f"against/{base.rsplit('@', 1)[0]}", found)
+        rows.append(row)
     return rows
+
+
+def _difference_cells(prefix: str, found: Difference) -> dict[str, float | None]:
+    cells: dict[str, float | None] = {}
+    for dataset, nll in found.get("nll", {}).items():
+        cells |= {f"{prefix}/nll/{dataset}": nll["difference"], f"{prefix}/nll_stderr/{dataset}": nll["stderr"]}
+        cells |= {f"{prefix}/{key}/{dataset}": nll.get(key) for key in ("gap_closed", "gap_closed_stderr")}  # type: ignore[misc]
+    if mean := found.get("mean_accuracy"):
+        cells |= {f"{prefix}/mean_acc": mean["difference"], f"{prefix}/mean_acc_stderr": mean["stderr"]}
+    return cells
 
 
 def cost_columns(results: RunResults) -> list[Column]:
@@ -107,7 +120,7 @@ def _asked(variant: Variant) -> str:
 def _perplexity_column(dataset: str) -> Column:
     return Column(
         header=f"{dataset} ppl",
-        text=lambda v: perplexity(summary.perplexity_of(v, dataset), summary.stderr_nll_of(v, dataset)),
+        text=lambda v: perplexity(summary.perplexity_of(v, dataset), summary.error_nll_of(v, dataset)),
         value=lambda v: summary.perplexity_of(v, dataset),
         better="low",
     )
@@ -116,14 +129,22 @@ def _perplexity_column(dataset: str) -> Column:
 def _task_column(task: str) -> Column:
     return Column(
         header=task,
-        text=lambda v: _accuracy(v.get("tasks", {}).get(task, {}), "acc_stderr"),
+        text=lambda v: _accuracy(v.get("tasks", {}).get(task, {}).get("acc"), summary.error_of_task(v, task)),
         value=lambda v: v.get("tasks", {}).get(task, {}).get("acc"),
         better="high",
     )
 
 
-def _accuracy(measured: Any, stderr_key: str) -> str:
-    if "acc" not in measured:
+def _mean_column(header: str, key: summary.MeanKey) -> Column:
+    return Column(
+        header=header,
+        text=lambda v: _accuracy(summary.mean_accuracy_of(v, key), summary.error_of_mean(v, key)),
+        value=lambda v: summary.mean_accuracy_of(v, key),
+        better="high",
+    )
+
+
+def _accuracy(accuracy: float | None, error: float) -> str:
+    if accuracy is None:
         return "–"
-    error = f" ± {100 * measured[stderr_key]:.1f}" if measured.get(stderr_key) else ""
-    return f"{100 * measured['acc']:.1f}{error}"
+    return f"{100 * accuracy:.1f}{f' ± {100 * error:.1f}' if error else ''}"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.reporting import summary, tables
+from pipeline.reporting import differences, summary, tables
 from pipeline.reporting.schema import RunResults, Variant
 from pipeline.reporting.tables import Column
 
@@ -21,7 +21,12 @@ def print_report(results: RunResults, console: Console) -> None:
         console.print()
         console.print(results_table(results, console.width))
         console.print()
-        console.print(Text(f"Bold: best at its sparsity. ±: one standard error. {summary.NO_SPEED_NOTE}", style="dim"))
+        console.print(Text(f"{summary.notes(results)} {summary.NO_SPEED_NOTE}", style="dim"))
+    if rows := differences.rows(results):
+        console.print()
+        console.print(differences_table(results, rows, console.width))
+        console.print()
+        console.print(Text(differences.NOTE, style="dim"))
     for warning in results.get("warnings", []):
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     for name, place in summary.places(results):
@@ -40,14 +45,31 @@ def results_table(results: RunResults, width: int) -> Table:
     for number, group in enumerate(groups):
         if number:
             table.add_row()
-        best = [column.best(group) for column in columns]
         for variant in group:
             cells = [
-                Text(column.text(variant), style="bold" if b is not None and column.value(variant) == b else "")
-                for column, b in zip(columns, best, strict=True)
+                Text(column.text(variant), style="bold" if column.is_best(variant, group) else "") for column in columns
             ]
             style = "cyan" if summary.is_learned(variant, results) else ""
-            table.add_row(Text(variant.get("name", "?"), style=style), *cells)
+            table.add_row(Text(summary.title(variant), style=style), *cells)
+    return table
+
+
+def differences_table(results: RunResults, rows: list[differences.Row], width: int) -> Table:
+    """The table of differences with the columns that fit in ``width``; the single tasks go first."""
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    left = width
+    for header, texts in (("difference of", [row.name for row in rows]), ("and", [row.base for row in rows])):
+        table.add_column(header, no_wrap=True)
+        left -= max(map(len, (header, *texts))) + GAP
+    columns = []
+    for column in differences.columns(results):
+        left -= max(len(column.header), *(len(column.text(row)) for row in rows)) + GAP
+        if left >= -GAP:  # nothing follows the last one
+            columns.append(column)
+    for column in columns:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(Text(row.name, style="cyan"), row.base, *(column.text(row) for column in columns))
     return table
 
 
@@ -55,7 +77,7 @@ def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[C
     quality, tasks = tables.quality_columns(results), tables.task_columns(results)
     cost = tables.cost_columns(results)
     single = [[column] for column in (*cost, tables.WEIGHTS, tables.ASKED, tables.SCOPE)]
-    left = width - max(len(variant.get("name", "?")) for variant in variants)
+    left = width - max(len(summary.title(variant)) for variant in variants)
     chosen = []
     # The most telling first; a part of the tasks would only mislead, so it is all of them or none.
     for group in (quality, [tables.REAL], tasks, *single):

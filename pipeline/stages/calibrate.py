@@ -114,7 +114,7 @@ def run(
         packed = documents.map_batches(pack, batch_size=None, concurrency=data.tokenizer_workers)
         counts = {"documents": 0, "shared_documents_dropped": 0, "tokens": 0, "dropped_tail_tokens": 0}
         texts: dict[str, str] = {}
-        writer = _ShardWriter(directory, data.context_length)
+        writer = ShardWriter(directory, data.context_length)
         for record in packed.iter_rows():
             rows = np.frombuffer(record["rows"], dtype=np.int32).reshape(-1, data.context_length)
             for name in counts:
@@ -145,7 +145,7 @@ def run(
     return stage.manifest() or {}
 
 
-class _ShardWriter:
+class ShardWriter:
     """Parquet files of at most ROWS_PER_SHARD rows with consecutive row ids."""
 
     def __init__(self, directory: Path, length: int) -> None:

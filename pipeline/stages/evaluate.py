@@ -17,7 +17,7 @@ from pipeline.rows import PackedRows
 from pipeline.stages.calibrate import TEXTS
 from pipeline.storage import StageDir, local_copy
 
-VERSION = 1
+VERSION = 2
 RESULT = "result.json"
 
 

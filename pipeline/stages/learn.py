@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.learning.worker import Job, train_loop
 
-VERSION = 1
+VERSION = 2
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -25,8 +24,8 @@ def fit(job: Job, storage_path: str) -> None:
     trainer(job, storage_path).fit()
 
 
-def trainer(job: Job, storage_path: str, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
-    """The trainer of one learning run. Its ``callbacks`` get the metrics of each measurement on held-out rows."""
+def trainer(job: Job, storage_path: str) -> TorchTrainer:
+    """The trainer of one learning run."""
     learn = job.learn
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if learn.gpu else "cpu")
     return TorchTrainer(
@@ -42,6 +41,5 @@ def trainer(job: Job, storage_path: str, callbacks: Sequence[UserCallback] = ())
             name=f"{job.stage.item}-{job.stage.key}-{time.time_ns()}",
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=learn.max_failures),
-            callbacks=list(callbacks),  # type: ignore[arg-type]  # typed after Train V1
         ),
     )

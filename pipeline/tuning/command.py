@@ -13,13 +13,15 @@ from rich.console import Console as RichConsole
 from pipeline import recipe
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources
+from pipeline.flow import Flow, TrainingError
 from pipeline.main import begin, local_directory
 from pipeline.plan import Plan
 from pipeline.progress import Board, Console, Mode
+from pipeline.ray_cluster import end_in_order_when_terminated, resources
 from pipeline.records import tags as run_tags
 from pipeline.storage import StageDir, fingerprint, write_atomically
 from pipeline.tracking import Run, make_tracker
+from pipeline.tracking.system import SystemMetrics
 from pipeline.tuning import outcome, search, space, winner
 from pipeline.tuning.confirm import WINNER, Comparison, confirm
 from pipeline.tuning.domains import Choice
@@ -69,8 +71,11 @@ def tune(
         for text in warnings:
             console.warn(text)
         console.say(f"space {found.name} on recipe {config.name}: {wanted.trials} trials, results in {directory}")
-        tags = run_tags(plan) | {"stage": "tune", "method": learn, "space": found.name}
+        tags = run_tags(plan) | {"stage": "tune", "method": learn, "space": found.name, "sparsity": f"{sparsity:g}"}
+        tags["scope"] = config.learn[learn].settings.scope
         run = stack.enter_context(tracker.start_run(f"tune-{config.name}-{found.name}-{key[:8]}", tags=tags))
+        if config.tracking.uri != "none":
+            stack.enter_context(SystemMetrics(run))
         run.log_params(config.model_dump(mode="json"))
         run.log_params({"space": {field: str(domain) for field, domain in wanted.domains.items()}})
         comparisons: list[Comparison] = []

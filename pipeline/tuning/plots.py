@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting import formatting, theme
 from pipeline.reporting.svg import tooltip
-from pipeline.reporting.theme import ACCENT, FAINT, INK, LINE, MUTED, SECOND
+from pipeline.reporting.theme import ACCENT, FAINT, GROUND, INK, LINE, MUTED, SECOND
 from pipeline.tuning import outcome
 from pipeline.tuning.domains import Choice, Domain, Span
 from pipeline.tuning.records import Record
@@ -22,6 +24,8 @@ from pipeline.tuning.search import Cost
 LOSS_LABEL = "held-out loss, hard mask (nats per token)"
 #: Space between the names beside lines, as a fraction of the height.
 LABEL_GAP = 0.06
+#: The axis of the loss reaches from the best trial so many times as far as the median.
+REACH = 3
 
 
 def make_figures(
@@ -102,13 +106,16 @@ def parallel(trials: Sequence[Record], domains: dict[str, Domain]) -> Figure | N
         return None
     figure, axes = _axes(4.4)
     losses = [t.loss or 0.0 for t in done]
-    ends = Span(min(losses), max(losses)) if len(set(losses)) > 1 else None
+    # A few bad trials would press all others together: what lies far beyond the median is drawn at the upper end.
+    best_loss, reach = losses[0], REACH * (median(losses) - losses[0])
+    worst = min(losses[-1], best_loss + reach) if reach else losses[-1]
+    ends = Span(best_loss, worst) if worst > best_loss else None
     columns = list(domains)
     for trial in sorted(trials, key=lambda t: (t.status == "finished", -(t.loss or 0.0))):
         heights = [domains[key].position(trial.values[key]) for key in columns]
         best = trial is done[0]
         if trial.status == "finished":
-            place = ends.position(trial.loss or 0.0) if ends else 0.5
+            place = ends.position(min(trial.loss or 0.0, worst)) if ends else 0.5
             # The better, the stronger.
             (line,) = axes.plot([*heights, place], color=SECOND if best else ACCENT)
             # By rank: a single bad trial would make all others look alike.
@@ -118,8 +125,9 @@ def parallel(trials: Sequence[Record], domains: dict[str, Domain]) -> Figure | N
         line.set_gid(tooltip(_describe(trial)))
     for x, key in enumerate(columns):
         _ticks(axes, x, domains[key])
-    axes.text(len(columns), 1.02, f"{max(losses):.3f}", ha="center", fontsize=8, color=MUTED)
-    axes.text(len(columns), -0.02, f"{min(losses):.3f}", ha="center", va="top", fontsize=8, color=MUTED)
+    beyond = "≥ " if worst < losses[-1] else ""
+    axes.text(len(columns), 1.02, f"{beyond}{worst:.3f}", ha="center", fontsize=8, color=MUTED)
+    axes.text(len(columns), -0.02, f"{best_loss:.3f}", ha="center", va="top", fontsize=8, color=MUTED)
     for x in range(len(columns) + 1):
         axes.axvline(x, color=LINE, linewidth=1, zorder=0)
     names = [*columns, "held-out loss"]
@@ -206,7 +214,8 @@ def _describe(trial: Record) -> str:
 def _ticks(axes: Axes, x: int, domain: Domain) -> None:
     if isinstance(domain, Choice):
         for value in domain.values:
-            axes.text(x + 0.04, domain.position(value), str(value), va="center", fontsize=7.5, color=MUTED)
+            text = axes.text(x + 0.04, domain.position(value), str(value), va="center", fontsize=7.5, color=MUTED)
+            text.set_path_effects([withStroke(linewidth=3, foreground=GROUND)])
         return
     axes.text(x, 1.02, f"{domain.high:g}", ha="center", fontsize=8, color=MUTED)
     axes.text(x, -0.02, f"{domain.low:g}", ha="center", va="top", fontsize=8, color=MUTED)

@@ -117,6 +117,7 @@ def place(config: RunConfig, learn: str, values: dict[str, Any]) -> LearnConfig:
         UserError: a field that does not exist or a value that it does not allow.
     """
     data = config.model_dump(mode="json")
+    data["learn"][learn]["seeds"] = []  # one run: that of the settings' own seed
     for key, value in values.items():
         recipe.put(data["learn"][learn]["settings"], key, value)
     return recipe.validate(data).learn[learn]

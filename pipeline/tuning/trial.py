@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import ray
 from ray import tune
-from ray.train import Checkpoint as TrainCheckpoint
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipeline.config import RunConfig
 from pipeline.learning.checkpoint import Checkpoint
@@ -25,6 +24,8 @@ from pipeline.tuning import space
 LOSS = "mask_loss.hard"
 #: What a trial may have besides settings: the share of weights to remove.
 SPARSITY = "sparsity"
+#: Seconds between looks at what a trial's workers have measured.
+LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Trials:
             stage=StageDir(self.uri, "trials", self.learn, key),
             model=self.config.model,
             learn=config,
-            sparsity=sparsity,
+            sparsities=(sparsity,),
             seed=self.config.seed,
             calibration=self.calibration,
             heldout=self.heldout,
@@ -77,17 +78,6 @@ class TrialError(Exception):
     """A trial that cannot be finished."""
 
 
-class _Report(TuneReportCallback):
-    """Adds to each report what a trial is, which a search may weigh against its loss."""
-
-    def __init__(self, constants: dict[str, float]) -> None:
-        super().__init__()
-        self._constants = constants
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: TrainCheckpoint | None) -> None:
-        super().after_report(run_context, [m | self._constants for m in metrics], checkpoint)
-
-
 def run(values: dict[str, Any], trials: Trials) -> None:
     """Trainable of Tune. Reports what an earlier attempt measured, then continues from its last checkpoint.
 
@@ -95,22 +85,69 @@ def run(values: dict[str, Any], trials: Trials) -> None:
         TrialError: the loss became NaN or infinite.
     """
     job = trials.job(values)
-    constants = {"tokens": trials.tokens(job), SPARSITY: job.sparsity}
+    told = _Told({"tokens": trials.tokens(job), SPARSITY: job.sparsities[0]})
     finished = job.stage.manifest()
     if finished:
-        for report in finished["reports"]:
-            tune.report(report | constants)
+        told.all(finished["history"])
         return
     resumed = Checkpoint.find(job.stage.uri_of("checkpoints"))
-    for report in _reports(resumed):
-        tune.report(report | constants)
-    learn.trainer(job, f"{trials.uri}/ray_train", [_Report(constants)]).fit()
+    told.all(resumed.facts["history"] if resumed else [])
+    fitting = _Fitting(job, f"{trials.uri}/ray_train")
+    while not fitting.ended(after=LOOK_EVERY):
+        told.all(ray.get(trials.board.measured.remote(job.stage.key, told.last)))
     if error := ray.get(trials.board.error.remote(job.stage.key)):
         raise TrialError(error)
-    last = Checkpoint(job.stage.uri_of("checkpoints"))
+    history = Checkpoint(job.stage.uri_of("checkpoints")).facts["history"]
+    told.all(history)
     with job.stage.work(keep=True) as (_, facts):
-        facts |= {"values": values, "settings": dataclasses.asdict(job.learn.settings), "reports": _reports(last)}
+        facts |= {"values": values, "settings": dataclasses.asdict(job.learn.settings), "history": history}
     forget_logits(job.stage)
+
+
+class _Told:
+    """Reports to Tune what a trial measured on held-out rows, each step once and in order.
+
+    Not by Ray's ``TuneReportCallback`` (2.60): the last report may still wait in its queue when the trial ends, and is
+    lost then, or blocks the trial's process for good.
+
+    Args:
+        constants: what a trial is, which a search may weigh against its loss; added to each report.
+    """
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        self._constants = constants
+        self.last = -1
+        """The last step that was reported."""
+
+    def all(self, history: Iterable[Mapping[str, float]]) -> None:
+        """Report the steps of ``history`` that were measured and are new."""
+        for step in history:
+            if step["step"] > self.last and LOSS in step and math.isfinite(step[LOSS]):
+                self.last = int(step["step"])
+                tune.report({**step, **self._constants})
+
+
+class _Fitting(threading.Thread):
+    """A learning run of Ray Train in the background. It does not outlive the process."""
+
+    def __init__(self, job: Job, storage_path: str) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer = learn.trainer(job, storage_path)
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # raised again where somebody waits
+            self._error = error
+
+    def ended(self, after: float) -> bool:
+        """Whether it ended within so many seconds. Raises what it failed with."""
+        self.join(after)
+        if self._error:
+            raise self._error
+        return not self.is_alive()
 
 
 def forget_logits(stage: StageDir) -> None:
@@ -118,9 +155,3 @@ def forget_logits(stage: StageDir) -> None:
     fs, path = fsspec.core.url_to_fs(stage.uri_of("checkpoints"))
     if fs.exists(path):
         fs.rm(path, recursive=True)
-
-
-def _reports(checkpoint: Checkpoint | None) -> list[dict[str, float]]:
-    """The steps at which a learning run was measured."""
-    history = checkpoint.facts["history"] if checkpoint else []
-    return [step for step in history if LOSS in step and math.isfinite(step[LOSS])]

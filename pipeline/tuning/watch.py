@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from pipeline.flow import numbers
+from pipeline.learning.checkpoint import Checkpoint
 from pipeline.progress import Console, TrainingProgress
 from pipeline.tracking.base import Run
+from pipeline.tracking.curves import Curves
 from pipeline.tuning.records import Record, Records
 from pipeline.tuning.trial import LOSS, SPARSITY, Trials, forget_logits
 
@@ -34,7 +36,7 @@ class Relay(tune.Callback):
         self._live().ended(trial.trial_id)
 
     def on_trial_error(self, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        self._live().ended(trial.trial_id, error=_reason(trial.get_error()))
+        self._live().ended(trial.trial_id, error=_last_line(Path(trial.error_file)))
 
     def on_step_end(self, **_: Any) -> None:  # type: ignore[override]
         self._live().fetch()
@@ -70,9 +72,15 @@ class Watcher:
         self._records.save()
 
     def ended(self, id: str, error: str | None = None) -> None:
-        """A trial is over."""
+        """A trial is over.
+
+        Args:
+            error: what Tune says of a trial that failed; what its workers said of it goes before.
+        """
         self.fetch()
         active = self._active.pop(id)
+        if error:
+            error = ray.get(self._trials.board.error.remote(active.key)) or error
         record = active.record
         record.ended = self._records.seconds
         active.end(error)
@@ -105,11 +113,13 @@ class _Active:
             self.name,
             settings.steps,
             settings.batch_rows * trials.config.data.context_length,
-            1 - job.sparsity,
+            1 - job.sparsities[0],
         )
-        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsity:g}"}
+        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsities[0]:g}"}
         self._run = run.child(f"trial-{record.number:03d}", tags)
-        self._run.log_params({**record.values, SPARSITY: job.sparsity, "steps": settings.steps})
+        self._run.log_params({**record.values, SPARSITY: job.sparsities[0], "steps": settings.steps})
+        self._curves = Curves(self._run)
+        self._curves.fill(self._history())
         self._began = time.time()
         self._before = record.seconds
 
@@ -123,12 +133,13 @@ class _Active:
         if self.record.start_up is None:
             self.record.start_up = time.time() - self._began - event["seconds"]
         self._progress.show(event)
-        self._run.log_metrics(numbers(event), step=int(event["step"]))
+        self._curves.add(event)
 
     def end(self, error: str | None) -> None:
         """Set what is known of the trial now that it is over."""
         record = self.record
         record.seconds = self._before + time.time() - self._began
+        self._curves.fill(self._history())
         if error:
             record.status, record.error = "failed", error
             self._run.end("FAILED", error)
@@ -142,13 +153,17 @@ class _Active:
             self._run.end("KILLED", f"stopped early, after step {step}: others were better there")
             forget_logits(self._stage)
 
+    def _history(self) -> list[dict[str, float]]:
+        """The steps that are known of the trial without its workers: those that an earlier process did, say."""
+        if finished := self._stage.manifest():
+            return finished["history"]
+        saved = Checkpoint.find(self._stage.uri_of("checkpoints"))
+        return saved.facts["history"] if saved else []
 
-def _reason(error: Exception | None) -> str:
-    """What a failed trial says, in one line."""
-    cause = getattr(error, "cause", None) or error
-    while isinstance(cause, ray.exceptions.RayTaskError):
-        cause = cause.cause
-    lines = str(cause).strip().splitlines() if cause else []
+
+def _last_line(file: Path) -> str:
+    """What a failed trial says. Not ``Trial.get_error``: that looks where Tune copies the file some time later."""
+    lines = file.read_text().strip().splitlines() if file.exists() else []
     return lines[-1][:300] if lines else "the process of the trial ended"
 
 

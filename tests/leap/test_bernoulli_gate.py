@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,3 +92,19 @@ def test_mean_is_the_probability_of_an_open_gate():
     gate.apply(torch.ones_like(many), many, 0, draw, out)
     opened = (out > 0.5).float().view(3, -1).mean(1)
     torch.testing.assert_close(opened, torch.sigmoid(50 * logits), rtol=0, atol=0.005)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_the_offset_is_taken_from_bfloat16_logits_before_they_are_rounded(noise):
+    gate, weight = BernoulliGate(LearnSettings()), torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2))
+    logits = prior()[1].to(torch.bfloat16)
+    draw = Draw(scale=3.0, temperature=0.5, noise=noise, seed=0, index=4, offset=1.001)
+    apart = logits.float() - 1.001
+    plain = replace(draw, offset=0.0)
+    out, expected, stats_grad = torch.empty_like(weight), torch.empty_like(weight), torch.tensor([0.1, 0.2, 0.3])
+    assert torch.equal(gate.apply(weight, logits, 2, draw, out), gate.apply(weight, apart, 2, plain, expected))
+    assert torch.equal(out, expected)
+    assert torch.equal(gate.mean(logits, draw), gate.mean(apart, plain))
+    grad = gate.backward(out, weight, logits, stats_grad, 2, draw)
+    assert grad.dtype == torch.bfloat16
+    assert torch.equal(grad, gate.backward(out, weight, apart, stats_grad, 2, plain).bfloat16())

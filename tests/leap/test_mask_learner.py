@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from leap.bernoulli import BernoulliGate
-from leap.harden import Hardener
+from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError, weight_norms
 from leap.masked_linear import install_masks
 from leap.settings import DensityControl, LearnSettings
@@ -62,7 +62,7 @@ def make(settings: LearnSettings = SETTINGS, density: float = 0.4, **options):
         generator = torch.Generator().manual_seed(number)
         keep = torch.rand(layer.weight.shape, generator=generator) < density
         layer.logits = nn.Parameter(gate.initial(keep, keep.float(), generator))
-    learner = MaskLearner(model, state, weight_norms(layers), settings, density, **options)
+    learner = MaskLearner(model, state, weight_norms(layers), settings, [density], **options)
     return learner, model, [layer.logits for layer in layers.values()]
 
 
@@ -128,7 +128,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(changes):
     settings = replace(SETTINGS, **changes)
     for step, microbatch in ((0, 0), (7, 3)):
         learner, _, logits = make(settings)
-        learner.multiplier = 1.7
+        learner.multipliers = [1.7]
         total = learner.loss(ROWS[microbatch : microbatch + 1], step, microbatch)
         grads = torch.autograd.grad(total, logits)
         expected, expected_grads, parts = by_formula(settings, 1.7, step, microbatch)
@@ -223,15 +223,48 @@ def test_so_is_that_of_another_worker():
 @pytest.mark.parametrize("density", [0.2, 0.8])
 def test_the_multiplier_moves_with_the_gap(density):
     learner, _, _ = make(replace(SETTINGS, density=LAGRANGIAN), density=0.4)
-    learner.density = density
-    learner.multiplier = 0.5
+    learner.densities = (density,)
+    learner.multipliers = [0.5]
     learner.loss(ROWS, 0, 0)
     metrics = learner.finish_step(0)
     gap = metrics["density"] - density
     assert (gap > 0) == (density == 0.2)
     # λ += c·gap / (relaxation·steps): too dense, and density gets more expensive.
-    assert metrics["multiplier"] == learner.multiplier == pytest.approx(0.5 + 30 * gap / (0.2 * 20))
+    assert metrics["multiplier"] == learner.multipliers[0] == pytest.approx(0.5 + 30 * gap / (0.2 * 20))
     assert "multiplier" not in _first_metrics(SETTINGS)
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_hidden_states_are_those_of_the_dense_model_relative_to_their_variance(distillation):
+    settings = replace(SETTINGS, hidden_distillation=0.7, distillation=distillation)
+    seen = []
+
+    def hidden_forward(rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, states = model.embed(rows), []
+        for block in model.blocks:
+            x = block(x)
+            states.append(x)
+        seen.append((learner.state.mode, states))
+        return model.head(x), states
+
+    learner, model, logits = make(settings, hidden_forward=hidden_forward)
+    loss = learner.loss(ROWS, 3, 0)
+    (teacher_mode, teacher), (student_mode, student) = seen
+    assert (teacher_mode, student_mode) == ("dense", "sampled")
+    assert not any(state.requires_grad for state in teacher)
+    distances = [
+        (ours.double() - theirs.double()).square().sum() / (theirs.double() - theirs.double().mean()).square().sum()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    plain, _, plain_logits = make(replace(settings, hidden_distillation=0.0))
+    without = plain.loss(ROWS, 3, 0)
+    distance = torch.stack(distances).mean()
+    torch.testing.assert_close(loss.double() - without.double(), 0.7 * distance, rtol=1e-4, atol=1e-5)
+    assert learner.finish_step(3)["hidden_divergence"] == pytest.approx(distance.item(), rel=1e-4)
+    extra = torch.autograd.grad(0.7 * distance, logits, retain_graph=True)
+    grads = torch.autograd.grad(loss, logits)
+    for ours, of_plain, more in zip(grads, torch.autograd.grad(without, plain_logits), extra, strict=True):
+        torch.testing.assert_close(ours, of_plain + more, rtol=1e-3, atol=1e-5 * float(ours.abs().max()))
 
 
 def _first_metrics(settings: LearnSettings) -> dict[str, float]:
@@ -331,3 +364,76 @@ def test_losses_with_the_sampled_the_mean_and_the_hard_mask():
         assert loss == pytest.approx(2 * float(sum(values)) / 2, rel=1e-5), mode
     assert not learner.state.stats
     assert all(p.grad is None for p in model.parameters())
+
+
+DENSITIES = (0.6, 0.4, 0.2)
+
+
+def make_nested(settings: LearnSettings):
+    """(learner for DENSITIES, its logits, densities that it asked the cut of)."""
+    asked = []
+
+    def cut(density: float) -> float:
+        asked.append(density)
+        return _cut(logits, density)
+
+    learner, _, logits = make(settings, cut=cut)
+    learner.densities, learner.multipliers = DENSITIES, [0.3, -0.2, 1.1]
+    return learner, logits, asked
+
+
+def _cut(logits: list[Tensor], density: float) -> float:
+    values = torch.cat([p.detach().flatten() for p in logits]).sort().values
+    return float(values[round((1 - density) * len(values)) - 1])
+
+
+def test_of_several_densities_every_so_many_steps_train_each_once():
+    learner, _, _ = make_nested(SETTINGS)
+    order = [learner.target(step) for step in range(60)]
+    assert all(set(order[first : first + 3]) == {0, 1, 2} for first in range(0, 60, 3))
+    assert len({tuple(order[first : first + 3]) for first in range(0, 60, 3)}) > 3, "in an order drawn anew"
+    assert order == [make_nested(SETTINGS)[0].target(step) for step in range(60)]
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_nested_step_is_the_step_of_its_density_on_logits_above_the_cut(noise):
+    settings = replace(SETTINGS, noise=noise, density=LAGRANGIAN, distillation=0.5)
+    for step in range(3):
+        learner, logits, asked = make_nested(settings)
+        target = learner.target(step)
+        loss = learner.loss(ROWS[:1], step, 0)
+        learner.loss(ROWS[:1], step, 1)
+        assert asked == [DENSITIES[target]], "once a step"
+        grads = torch.autograd.grad(loss, logits)
+
+        alone, _, shifted = make(settings, density=DENSITIES[target])
+        alone.multipliers = [learner.multipliers[target]]
+        with torch.no_grad():
+            for ours, theirs in zip(shifted, logits, strict=True):
+                ours.copy_(theirs - _cut(logits, DENSITIES[target]))
+        expected = alone.loss(ROWS[:1], step, 0)
+        assert torch.equal(loss, expected)
+        for ours, theirs in zip(grads, torch.autograd.grad(expected, shifted), strict=True):
+            assert torch.equal(ours, theirs)
+
+        before, gap = list(learner.multipliers), alone.finish_step(step)["density"] - DENSITIES[target]
+        learner, _, _ = make_nested(settings)
+        learner.loss(ROWS[:1], step, 0)
+        metrics = learner.finish_step(step)
+        assert metrics["target_density"] == DENSITIES[target]
+        # Its share of the 20 steps.
+        before[target] += 30 * gap / (0.2 * 20 / 3)
+        assert learner.multipliers == pytest.approx(before)
+        assert metrics["multiplier"] == learner.multipliers[target]
+
+
+def test_the_masks_that_a_nested_run_is_watched_with_open_at_the_cut_of_their_hardener():
+    learner, logits, _ = make_nested(replace(SETTINGS, noise=False))
+    hardener = global_hardener(lambda: logits, 0.8)
+    losses = learner.mask_losses([ROWS], 5, hardener)
+    alone, _, shifted = make(replace(SETTINGS, noise=False), density=0.2)
+    with torch.no_grad():
+        for ours, theirs in zip(shifted, logits, strict=True):
+            ours.copy_(theirs - hardener.cut.value)
+    expected = alone.mask_losses([ROWS], 5, global_hardener(lambda: shifted, 0.8))
+    assert losses == pytest.approx(expected, rel=1e-6)

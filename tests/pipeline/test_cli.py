@@ -19,7 +19,7 @@ import pipeline.main
 from pipeline import local_text, models, preflight, recipe
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import tasks
-from pipeline.run import main, parser
+from pipeline.run import main, parse, parser
 
 #: The public command line: options (with the number of values) and positionals of each command.
 COMMANDS = {
@@ -55,10 +55,11 @@ def test_the_command_line_is_what_it_was() -> None:
         for name, command in commands.choices.items()
     }
     assert found == COMMANDS
-    assert parser().parse_args(["run", "--recipe", "nano", "a=1", "--quiet"]).overrides == ["a=1"]
-    for required in (["run"], ["plan"], []):
+    assert parse(["run", "a=1", "--recipe", "nano", "b=2", "--quiet", "c=3"]).overrides == ["a=1", "b=2", "c=3"]
+    assert parse(["run", "--recipe", "nano"]).overrides == []
+    for wrong in (["run"], ["plan"], [], ["run", "--recipe", "nano", "--quite"], ["recipes", "a=1"]):
         with pytest.raises(SystemExit) as caught:
-            parser().parse_args(required)
+            parse(wrong)
         assert caught.value.code == 2
 
 
@@ -264,6 +265,31 @@ def test_too_little_disk(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     line = fails.of()
     assert line.startswith("output: the artifacts need about")
     assert "has 0.0 GB free" in line
+
+
+def test_more_workers_than_the_machine_can_place(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.main, "resources", lambda: {"CPU": 2.0, "GPU": 0.0})
+    line = fails.of("learn.leap.workers=4")
+    assert line == "learn.leap.workers: 4 workers of 1 threads need 4 CPUs, the cluster has 2"
+    line = fails.of("learn.leap.gpu=true")
+    assert line == "learn.leap.workers: 2 workers with a GPU each, the cluster has 0 GPUs"
+
+
+def test_a_search_refuses_the_same_before_anything_starts(
+    fails: SimpleNamespace, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["tune", "--recipe", str(tiny / "tiny.yaml"), f"output={fails.directory / 'runs'}", "--space"]
+    for more, said in (
+        (["schedule"], "error: --space schedule: no such space; did you mean schedules?"),
+        (["schedules", "sparsities=[1.5]"], "error: sparsities.0:"),
+        (["schedules", "data.context_length=65"], "error: data.context_length: 65 tokens"),
+        (["schedules", "--against", "sparsity"], "error: --against sparsity: needs two or more sparsities"),
+    ):
+        assert main([*search, *more]) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith(said), err
+        assert (out, err.count("\n")) == ("", 1)
+    assert not (fails.directory / "runs").exists()
 
 
 def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.evaluation.cloze import write_cloze_task
 from pipeline.evaluation.language_model import BoundedHFLM
@@ -47,17 +47,31 @@ class Oracle(LlamaForCausalLM):
     truths: list[list[int]]
     largest_batch = 10**9
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, attention_mask, past_key_values=None, logits_to_keep=0, **_):
         if len(input_ids) > self.largest_batch:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
-        for row, ids in zip(logits, input_ids.tolist(), strict=True):
+        seen = past_key_values.rows if past_key_values else torch.zeros(len(input_ids), 0, dtype=torch.long)
+        whole = torch.cat([seen, input_ids], dim=1)
+        logits = torch.zeros(*whole.shape, self.config.vocab_size)
+        for row, ids, kept in zip(logits, whole.tolist(), attention_mask.bool().tolist(), strict=True):
+            padding = kept.index(True)
             for truth in self.truths:
-                for position in range(min(len(ids), len(truth) - 1)):
-                    if ids[position] != truth[position]:
+                for position in range(min(len(ids) - padding, len(truth) - 1)):
+                    if ids[padding + position] != truth[position]:
                         break
-                    row[position, truth[position + 1]] = 9.0
-        return CausalLMOutput(logits=logits)
+                    row[padding + position, truth[position + 1]] = 9.0
+        logits = logits[:, seen.shape[1] :]
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], past_key_values=Rows(whole))
+
+
+class Rows:
+    """In place of keys and values, the tokens."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def batch_select_indices(self, indices):
+        self.rows = self.rows[indices]
 
 
 def tiny(tokenizer, cls=LlamaForCausalLM):

@@ -2,15 +2,15 @@ import math
 
 import pytest
 
-from pipeline.evaluation.paired import paired_accuracy, paired_nll
-from pipeline.evaluation.perplexity import Perplexity
+from pipeline.evaluation.paired import gap_closed, mean_difference, paired_accuracy, paired_nll
+from pipeline.evaluation.perplexity import Perplexity, perplexity_of
+from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
 from pipeline.evaluation.statistics import mean_and_stderr
-from pipeline.evaluation.zero_shot import Document, ZeroShot
 
 
 def measured(scores: dict[tuple[str, int], float]) -> ZeroShot:
     documents = [Document(task=task, doc=doc, scores={"acc": score}) for (task, doc), score in scores.items()]
-    return ZeroShot(task="t", documents=len(scores), truncated=0, metrics={"acc": 0.0}, per_document=documents)
+    return zero_shot_of("t", documents, truncated=0, chance=0.25)
 
 
 def rows(*nlls: float, tokens: int = 30) -> Perplexity:
@@ -61,3 +61,40 @@ def test_pairing_is_an_error_for_other_documents_or_a_metric_not_measured():
         paired_accuracy(base, measured({("a", 0): 1, ("a", 2): 0}))
     with pytest.raises(ValueError, match="not measured by 'acc_norm', only by acc"):
         paired_accuracy(base, base, metric="acc_norm")
+
+
+def test_the_share_of_a_gap_and_its_error():
+    nll = {"dense": [1.0, 1.4, 0.9, 1.1], "base": [2.1, 2.2, 1.7, 2.0], "variant": [1.5, 1.9, 1.2, 1.6]}
+    measured = {name: perplexity_of(rows, tokens=40) for name, rows in nll.items()}
+    found = gap_closed(measured["dense"], measured["base"], measured["variant"])
+    ppl = {name: math.exp(sum(values) / 4) for name, values in nll.items()}
+    share = (ppl["base"] - ppl["variant"]) / (ppl["base"] - ppl["dense"])
+    assert found["share"] == pytest.approx(share)
+
+    def share_with(row, step):
+        """The share when row ``row`` weighs more than the others by ``step``."""
+        weights = [1.0] * 4
+        weights[row] += step
+        means = {
+            n: math.exp(sum(w * x for w, x in zip(weights, v, strict=True)) / sum(weights)) for n, v in nll.items()
+        }
+        return (means["base"] - means["variant"]) / (means["base"] - means["dense"])
+
+    # Infinitesimal jackknife: the derivative by a row's weight is a quarter of the row's deviation from the mean.
+    slopes = [(share_with(row, 1e-5) - share_with(row, -1e-5)) / 2e-5 for row in range(4)]
+    assert found["stderr"] == pytest.approx(math.sqrt(sum((4 * d) ** 2 for d in slopes) / 3 / 4), rel=1e-4)
+    # A variant as good as the dense model closes all of it, with certainty; one that is the base itself nothing.
+    assert gap_closed(measured["dense"], measured["base"], measured["dense"]) == pytest.approx(
+        {"share": 1, "stderr": 0}
+    )
+    assert gap_closed(measured["dense"], measured["base"], measured["base"]) == pytest.approx({"share": 0, "stderr": 0})
+    assert gap_closed(measured["base"], measured["dense"], measured["variant"]) is None
+
+
+def test_the_mean_of_differences_has_independent_errors():
+    differences = [
+        {"difference": 0.1, "stderr": 0.03, "pairs": 100},
+        {"difference": -0.02, "stderr": 0.04, "pairs": 50},
+    ]
+    assert mean_difference(differences) == pytest.approx({"difference": 0.04, "stderr": 0.025, "pairs": 150})
+    assert mean_difference([*differences, {"difference": 0.1, "stderr": None, "pairs": 1}])["stderr"] is None

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import corpora, estimate, models, recipe
 from pipeline.errors import UserError
+from pipeline.learning.worker import Job
 from pipeline.plan import Plan, make_plan, task_directory
 from pipeline.sizes import measure
 
@@ -69,6 +70,10 @@ CHANGES: dict[str, list[str]] = {
     "learn.leap.settings.temperature.end=0.1": LEAP,
     "learn.leap.settings.density.weight=7": LEAP,
     "learn.leap.settings.prior=magnitude": LEAP,
+    "learn.leap.settings.seed=1": LEAP,
+    "learn.leap.seeds=[0]": [],
+    "learn.leap.seeds=[1]": LEAP,
+    "learn.leap.seeds=[0, 1]": ["*/leap.seed?@*"],
     "learn.leap.workers=1": [],
     "learn.leap.threads=2": [],
     "learn.leap.gpu=true": [],
@@ -132,6 +137,30 @@ def test_a_change_makes_necessary_what_depends_on_it_and_nothing_else(
             assert found, pattern
             expected |= found
     assert again == expected
+
+
+def test_several_seeds_share_the_prior_and_differ_in_the_seed_alone(tiny: Path, base: list[str]) -> None:
+    plan = plan_of(tiny, [*base, "learn.leap.seeds=[3, 5]", "reconstruct=[leap]"])
+    assert [work.config.settings.seed for work in plan.learns] == [3, 5]
+    assert len({work.prior.key for work in plan.learns}) == 1
+    learned = [(v.name, v.method, v.seed) for v in plan.variants if plan.learned(v)]
+    assert learned == [
+        ("leap.seed3@0.5", "leap", 3),
+        ("leap+weights.seed3@0.5", "leap+weights", 3),
+        ("leap.seed5@0.5", "leap", 5),
+        ("leap+weights.seed5@0.5", "leap+weights", 5),
+    ]
+
+
+def test_the_order_of_the_rows_follows_both_seeds(tiny: Path) -> None:
+    learn = recipe.load(str(tiny / "tiny.yaml")).learn["leap"]
+    seeds = {
+        (run, own): Job(*[None] * 2, learn.with_seed(own), 0.5, run, *[None] * 4).own_seed  # type: ignore[list-item, arg-type]
+        for run in (0, 1)
+        for own in (0, 1)
+    }
+    assert seeds[0, 0] == 0
+    assert len(set(seeds.values())) == 4
 
 
 def test_speed_is_measured_of_learned_masks_where_it_is_asked_for(
@@ -212,7 +241,9 @@ def test_sizes_are_those_of_the_model(tiny: Path) -> None:
     assert sizes.linear == 2 * block + vocabulary * hidden  # the head is tied to the embedding and still multiplies
     assert sizes.gram == 2 * (6 * hidden**2 + inner**2)
     assert sizes.solve == 2 * (hidden**2 * (block // hidden - inner) + inner**2 * hidden)
-    assert sizes.gathered == max(vocabulary * hidden * 4, inner * hidden * 8)
+    assert (sizes.largest, sizes.largest_masked) == (vocabulary * hidden, inner * hidden)
+    assert sizes.wires == 2 * (4 * hidden + 2 * hidden + 2 * key_value + 3 * (hidden + inner))
+    assert (sizes.blocks, sizes.states) == (2, 2 * hidden)
     assert sizes.vocabulary == vocabulary
 
 
@@ -228,7 +259,9 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
-    assert memory_one["mask logits, gradient, Adam, fp32"] == 16 * sizes.prunable
+    assert memory_one["mask logits and adam8bit"] == 6 * sizes.prunable
+    assert memory_one["gradient summed over micro-batches"] == 4 * sizes.prunable
+    assert memory_four["gradient summed over micro-batches"] == 0  # four micro-batches in all
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
     seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
@@ -255,3 +288,26 @@ def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
         "heldout": ["words"],
         "calibration": ["words", "heldout"],
     }
+
+
+def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base: list[str]) -> None:
+    several = [*base, "sparsities=[0.7, 0.5, 0.6]"]
+    plan = plan_of(tiny, [*several, "learn.leap.nested=true", "reconstruct=[leap]"])
+    (work,) = plan.learns
+    assert (work.stage.name, work.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
+    assert work.prior == plan.priors["wanda", 0.7], "the highest"
+    rows = {v.name: v.made_by for v in plan.variants}
+    assert all(rows[f"leap@{s:g}"] == work.stage for s in (0.5, 0.6, 0.7))
+    assert {fit.sparsity: fit.stage for fit in plan.reconstructions} == {
+        s: rows[f"leap+weights@{s:g}"] for s in (0.5, 0.6, 0.7)
+    }
+    assert all(plan.learned(v) == work for v in plan.variants if v.method.startswith("leap"))
+    keys = keys_of(plan)  # names are told apart
+    apart = keys_of(plan_of(tiny, several))
+    assert len([name for name in apart if name.startswith("learn/")]) == 3
+    fewer = keys_of(plan_of(tiny, [*base, "sparsities=[0.5, 0.6]", "learn.leap.nested=true"]))
+    assert fewer["learn/leap"] != keys["learn/leap"]
+    alone = [*base, "learn.leap.nested=true"]
+    assert [w.sparsities for w in plan_of(tiny, alone).learns] == [(0.5,)]
+    with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
+        plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])

@@ -44,6 +44,7 @@ def variant(method, target, ppl, acc, *, spread=0.0):
         "perplexity": {"wikitext2": {"perplexity": ppl, "stderr_nll": 0.01, "tokens": 4096}},
         "tasks": {task: {"acc": acc + i / 20, "acc_stderr": 0.03, "documents": 100} for i, task in enumerate(TASKS)},
         "mean_accuracy": {"acc": acc + 0.05, "stderr": 0.01},
+        "mean_above_chance": {"acc": acc, "stderr": 0.02},
         "seconds": 105.0,
         "directory": f"runs/test/{name}",
         "sparsity_per_layer": layers,
@@ -51,6 +52,27 @@ def variant(method, target, ppl, acc, *, spread=0.0):
         "samples": [{"prompt": "Once <upon", "continuation": f"a time {name}"}],
         "training_tokens": 2048 if method == "leap" else 0,
     }
+
+
+def difference(nll, acc, stderr):
+    return {
+        "nll": {"wikitext2": {"difference": nll, "stderr": 0.02, "gap_closed": 0.33, "gap_closed_stderr": 0.04}},
+        "tasks": {task: {"difference": acc, "stderr": 2 * stderr} for task in TASKS},
+        "mean_accuracy": {"difference": acc, "stderr": stderr},
+        "mean_above_chance": {"difference": acc, "stderr": 1.5 * stderr},
+    }
+
+
+def with_seeds(results):
+    """The learned variant at 50 % three times, and the mean."""
+    at = next(i for i, v in enumerate(results["variants"]) if v["name"] == "leap@0.5")
+    mean = results["variants"][at]
+    members = [{**mean, "name": f"leap.seed{seed}@0.5", "seed": seed, "mean": "leap@0.5"} for seed in range(3)]
+    alone = ("directory", "sparsity_per_layer", "mask_map", "samples")
+    mean = {key: value for key, value in mean.items() if key not in alone}
+    spread = {"nll": {"wikitext2": 0.005}, "tasks": dict.fromkeys(TASKS, 0.011), "mean_accuracy": 0.007}
+    results["variants"][at : at + 1] = [mean | {"seeds": [0, 1, 2], "spread": spread}, *members]
+    results["training"] = {member["name"]: training() for member in members}
 
 
 def speed(sparsity):
@@ -101,10 +123,13 @@ def results():
             variant("dense", None, 24.6, 0.40),
             variant("wanda", 0.5, 44.0, 0.33),
             variant("admm", 0.5, 33.2, 0.36),
-            learned,
+            learned | {"rival": "admm@0.5", "against": {"admm@0.5": difference(-0.088, 0.01, 0.006), "dense": {}}},
             variant("wanda", 0.6, 500.0, 0.28),
-            variant("leap", 0.6, 60.0, 0.34, spread=0.1),
+            variant("leap", 0.6, 60.0, 0.34, spread=0.1)
+            | {"rival": "wanda@0.6", "against": {"wanda@0.6": difference(-2.12, 0.06, 0.006)}},
         ],
+        "chance": dict.fromkeys(TASKS, 0.5),
+        "clear_tasks": ["piqa"],
         "training": {"leap@0.5": training()},
         "calibration": {"train": {"documents": 9000, "tokens": 2_400_000, "rows": 2344, "source": "a & b"}},
         "stages": [
@@ -278,10 +303,11 @@ def test_headline(results):
     assert half == (
         "At 50 % sparsity leap reaches perplexity 30.40 on wikitext2 (dense 24.60), 8.4 % below the best prior, "
         "admm (weights updated too), at 33.20; mean accuracy 42.0 % against 41.0 % for admm, "
-        "a difference within two standard errors."
+        "a difference within two standard errors (+1.0 ± 0.6 points, paired)."
     )
     assert sixty.endswith(
-        "88.0 % below the best prior, wanda, at 500.0; mean accuracy 39.0 % against 33.0 % for wanda."
+        "88.0 % below the best prior, wanda, at 500.0; mean accuracy 39.0 % against 33.0 % for wanda, "
+        "a difference of more than two standard errors (+6.0 ± 0.6 points, paired)."
     )
 
 
@@ -303,6 +329,49 @@ def test_the_terminal_table_fits(results, width):
     assert "30.40 ± 0.30" in next(line for line in rows if line.startswith("leap@0.5"))
     assert ("piqa" in rows[0]) == (width == 160)
     assert "gain no speed" in " ".join(" ".join(lines).split())
+
+
+def test_the_mean_above_chance_says_what_it_is_over(results):
+    page = page_of(results)
+    assert "of 1 above chance" in page
+    assert "mean over piqa, where the dense model is more than two standard errors above guessing" in page
+    results["clear_tasks"] = list(TASKS)
+    assert "above chance" not in page_of(results)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_differences_stand_in_a_table_of_their_own(results, width):
+    out = io.StringIO()
+    print_report(results, Console(file=out, width=width))
+    lines = out.getvalue().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("difference of"))
+    row = next(line for line in lines[start:] if line.startswith("leap@0.5"))
+    assert "admm@0.5" in row
+    assert "−0.088 ± 0.020" in row
+    assert "33 ± 4 %" in row
+    assert ("+1.0 ± 1.2" in row) == (width == 200), "single tasks where there is room"
+    assert all(len(line) <= width for line in lines[start : start + 3])
+    page = page_of(results)
+    assert '−0.088<span class="error"> ± 0.020</span>' in page
+
+
+def test_several_seeds_are_one_row_of_the_table_and_three_of_the_rest(results):
+    with_seeds(results)
+    out = io.StringIO()
+    print_report(results, Console(file=out, width=200))
+    text = out.getvalue()
+    row = next(line for line in text.splitlines() if line.startswith("leap@0.5 (3 seeds)"))
+    assert "30.40 ± 0.15" in row
+    assert "42.0 ± 0.7" in row
+    assert not [line for line in text.splitlines() if line.startswith("leap.seed1@0.5 ")]
+    assert "mean over that many seeds" in text
+    assert "leap (3 seeds)" in headline(results)[1]
+    names = set(make_figures(results))
+    assert {f"layers/leap.seed{seed}@0.5" for seed in range(3)} <= names
+    assert "layers/leap@0.5" not in names
+    Checker(page_of(results))
+    assert [row["name"] for row in result_rows(results)].count("leap@0.5") == 1
+    assert "leap.seed2@0.5" in [row["name"] for row in result_rows(results)]
 
 
 def test_rows_for_machines(results):

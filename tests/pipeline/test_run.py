@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from browser import free_port
 from conftest import ROOT, Command, finish
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
@@ -142,7 +143,11 @@ def test_mlflow_has_the_run_and_its_children(finished: tuple[Path, str]) -> None
     assert (tags["stage"], tags["method"], tags["sparsity"], tags["seed"]) == ("learn", "leap", "0.5", "0")
     assert len(tags["recipe_fingerprint"]) == len(tags["dataset_fingerprint"]) == 16
     assert {d.dataset.name for d in parents[0].inputs.dataset_inputs} == {"words", "heldout", "calibration"}
-    assert parents[0].data.metrics["system/system_memory_usage_megabytes"] > 0
+    metrics = parents[0].data.metrics
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+    rows = {v["name"]: v for v in _results(output)["variants"]}
+    assert metrics["perplexity.words/leap 0.5"] == rows["leap@0.5"]["perplexity"]["words"]["perplexity"]
+    assert metrics["acc.mean/dense"] == rows["dense"]["mean_accuracy"]["acc"]
     assert len(client.get_metric_history(learned.info.run_id, "loss")) == 120
     assert any(a.path == "report.html" for a in client.list_artifacts(parents[0].info.run_id))
 
@@ -299,12 +304,15 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(run_command: C
     assert "the loss is" in learned.data.tags["mlflow.note.content"]
 
 
-def test_json_lines(finished: tuple[Path, str], tiny: Path) -> None:
+def test_json_lines_and_a_tracking_server_that_is_not_there(finished: tuple[Path, str], tiny: Path) -> None:
     output, _ = finished
     command = [sys.executable, str(ROOT / "pipeline" / "run.py"), "run", "--json", "--recipe", str(tiny / "tiny.yaml")]
-    done = subprocess.run([*command, f"output={output}"], capture_output=True, text=True, timeout=600, check=True)
+    command += [f"output={output}", f"tracking.uri=http://127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert done.stderr.count("is away, the run goes on and keeps its records") == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stages = [event["stage"] for event in events if event["event"] == "stage" and event["state"] == "finished"]
     assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "benchmark", "report"]
     assert events[-1]["event"] == "result"
     assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
+    assert "records wait for python pipeline/run.py sync" in events[-1]["tracking"]["note"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlflow.artifacts
 import mlflow.transformers
 import pytest
 import torch
@@ -42,6 +43,7 @@ def test_the_best_version_has_the_alias_and_can_be_loaded(runs: Path, tiny: Path
     mlflow.set_tracking_uri(uri)
     try:
         loaded = mlflow.transformers.load_model("models:/tiny@best-50", return_type="components")
+        fetched = mlflow.artifacts.download_artifacts("models:/tiny@best-50")
         served = mlflow.pyfunc.load_model("models:/tiny@best-50").predict(["the mask"])
     finally:
         mlflow.set_tracking_uri(before)
@@ -51,6 +53,8 @@ def test_the_best_version_has_the_alias_and_can_be_loaded(runs: Path, tiny: Path
     tokens = loaded["tokenizer"]("the mask learns", return_tensors="pt")["input_ids"]
     assert torch.equal(loaded["model"](tokens).logits, expected(tokens).logits)
     assert isinstance(served[0], str)
+    plain = AutoModelForCausalLM.from_pretrained(Path(fetched) / "model")
+    assert torch.equal(plain(tokens).logits, expected(tokens).logits)
 
 
 @pytest.mark.parametrize(("sparsity", "name"), [(0.5, "best-50"), (0.625, "best-62_5"), (0.0, "best-0")])

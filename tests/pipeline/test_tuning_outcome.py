@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from pipeline import recipe
@@ -160,11 +161,11 @@ def test_a_seed_of_a_confirmation_changes_order_prior_start_and_noise() -> None:
     assert (made.prior.methods, made.evaluate.tasks, made.evaluate.cloze) == ([], [], None)
 
 
-@pytest.mark.parametrize("against", [None, "tokens"])
-def test_the_page_shows_every_section_and_needs_no_network(against: Cost | None, tmp_path: Path) -> None:
+def searched(against: Cost | None, directory: Path) -> tuple[Summary, dict[str, Figure]]:
+    """A search of twelve trials and its figures."""
     config = recipe.load("nano")
-    (tmp_path / "s.yaml").write_text("parameters: {learning_rate: {low: 1.0e-3, high: 0.1}, noise: [true, false]}\n")
-    found = space.load(str(tmp_path / "s.yaml"), config, "leap")
+    (directory / "s.yaml").write_text("parameters: {learning_rate: {low: 1.0e-3, high: 0.1}, noise: [true, false]}\n")
+    found = space.load(str(directory / "s.yaml"), config, "leap")
     wanted = make_search(config, "leap", found, Options(against=against))
     extra = {"steps": 150} if against else {}
     trials = [
@@ -177,7 +178,12 @@ def test_the_page_shows_every_section_and_needs_no_network(against: Cost | None,
     comparison = Comparison("published", "docs", {"winner": [2.0, 2.1, 2.2], "published": [2.5, 2.6, 2.7]})
     reference = {"published": trials[0]}
     summary = Summary(config, "leap", 0.6, found, wanted, trials, reference, best, ["winner.yaml"], [comparison])
-    figures = make_figures(trials, wanted.domains, reference, against)
+    return summary, make_figures(trials, wanted.domains, reference, against)
+
+
+@pytest.mark.parametrize("against", [None, "tokens"])
+def test_the_page_shows_every_section_and_needs_no_network(against: Cost | None, tmp_path: Path) -> None:
+    summary, figures = searched(against, tmp_path)
     assert set(figures) == {"best-so-far", "curves", "parallel", "importance"} | ({"front"} if against else set())
     page = render(summary, figures)
     assert page.count("<svg ") == len(figures)
@@ -189,7 +195,7 @@ def test_the_page_shows_every_section_and_needs_no_network(against: Cost | None,
     console = Console(width=200, record=True, file=io.StringIO())
     print_summary(summary, console)
     text = console.export_text()
-    assert f"{best[0].loss:.4f}" in text
+    assert f"{summary.winners[0].loss:.4f}" in text
     assert "is larger than the spread over 3 seeds" in text
 
 

@@ -71,17 +71,17 @@ def _perplexity(variant: Variant, dataset: str) -> tuple[float, float] | None:
     value = summary.perplexity_of(variant, dataset)
     if value is None or not math.isfinite(value):
         return None
-    return value, value * summary.stderr_nll_of(variant, dataset)
+    return value, value * summary.error_nll_of(variant, dataset)
 
 
 def _mean_accuracy(variant: Variant) -> tuple[float, float] | None:
     value = summary.mean_accuracy_of(variant)
-    return None if value is None else (value, (variant.get("mean_accuracy") or {}).get("stderr") or 0.0)
+    return None if value is None else (value, summary.error_of_mean(variant))
 
 
 def _task_accuracy(variant: Variant, task: str) -> tuple[float, float] | None:
     measured = variant.get("tasks", {}).get(task, {})
-    return (measured["acc"], measured.get("acc_stderr") or 0.0) if "acc" in measured else None
+    return (measured["acc"], summary.error_of_task(variant, task)) if "acc" in measured else None
 
 
 def _figure(results: RunResults, panels: list[_Panel]) -> Figure | None:

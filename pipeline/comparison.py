@@ -1,0 +1,52 @@
+"""A variant against another on the same rows and documents, with paired standard errors; and which others to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation.paired import gap_closed, mean_difference, paired_accuracy, paired_nll
+from pipeline.evaluation.scores import ZeroShot
+from pipeline.measured import Measured
+from pipeline.reporting.schema import Difference
+
+#: Standard errors that the dense model has to be above chance by, for a task to count as one that tells models apart.
+CLEARLY = 2.0
+
+
+def difference(dense: Measured | None, base: Measured, variant: Measured, clear: Sequence[str]) -> Difference:
+    """``variant`` minus ``base``.
+
+    Args:
+        dense: what a gap is measured from; none where ``base`` is the dense model itself.
+        clear: the tasks of the second mean, see :func:`clear_tasks`.
+    """
+    nll: dict[str, Any] = {}
+    for text, found in variant.texts.items():
+        nll[text] = dict(paired_nll(base.texts[text], found))
+        if dense and (gap := gap_closed(dense.texts[text], base.texts[text], found)):
+            nll[text] |= {"gap_closed": gap["share"], "gap_closed_stderr": gap["stderr"]}
+    tasks = {task: paired_accuracy(base.tasks[task], found) for task, found in variant.tasks.items()}
+    means = {"mean_accuracy": list(tasks), "mean_above_chance": list(clear)}
+    overall = {name: mean_difference([tasks[t] for t in over]) if over else None for name, over in means.items()}
+    return Difference(nll=nll, tasks=dict(tasks), **overall)  # type: ignore[typeddict-item]
+
+
+def clear_tasks(dense: Mapping[str, ZeroShot]) -> list[str]:
+    """The tasks on which the dense model is clearly above chance. Chosen by it alone, whatever the others score."""
+    return [
+        task
+        for task, found in dense.items()
+        if (found["metrics"]["acc"] or 0.0) - found["chance"] > CLEARLY * (found["metrics"]["acc_stderr"] or 0.0)
+    ]
+
+
+def best(rivals: Mapping[str, Measured]) -> str | None:
+    """The name of the best of ``rivals``: the lowest perplexity on the first text, else the highest mean accuracy."""
+
+    def badness(name: str) -> float:
+        for text in rivals[name].texts.values():
+            return text["nll"]
+        return -sum(task["metrics"]["acc"] or 0.0 for task in rivals[name].tasks.values())
+
+    return min(rivals, key=badness, default=None)

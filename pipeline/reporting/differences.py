@@ -1,0 +1,82 @@
+"""The table of differences between learned variants and layer-wise ones, with paired standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.reporting import summary
+from pipeline.reporting.formatting import points, signed
+from pipeline.reporting.schema import AccuracyDifference, Difference, RunResults
+
+NOTE = (
+    "Differences are paired: over the same rows and documents, ± one standard error of the difference. nll: nats a "
+    "token, below zero is better; acc: percentage points; gap closed: share of the gap in perplexity between the "
+    "layer-wise variant and the dense model. Each learned variant stands against the best layer-wise one on the first "
+    "text, and against ADMM."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A learned variant, or a mean over seeds, and what it is compared with."""
+
+    name: str
+    base: str
+    found: Difference
+
+
+@dataclass(frozen=True)
+class Column:
+    header: str
+    text: Callable[[Row], str]
+
+
+def rows(results: RunResults) -> list[Row]:
+    """Learned variants against layer-wise ones, as far as they were compared."""
+    return [
+        Row(summary.title(variant), base, found)
+        for _, group in summary.groups(results)
+        for variant in group
+        if variant.get("rival")
+        for base, found in variant.get("against", {}).items()
+        if "@" in base
+    ]
+
+
+def columns(results: RunResults) -> list[Column]:
+    """Texts and means, then single tasks where there are several."""
+    texts, tasks = summary.datasets(results), summary.tasks(results)
+    shown = [column for text in texts for column in (_nll(text), _gap(text))]
+    if tasks:
+        shown.append(Column("mean acc", lambda row: _points(row.found.get("mean_accuracy"))))
+    if clear := summary.above_chance(results):
+        shown.append(Column(f"of {len(clear)} above chance", lambda row: _points(row.found.get("mean_above_chance"))))
+    return shown + [_accuracy(task) for task in (tasks if len(tasks) > 1 else [])]
+
+
+def _nll(text: str) -> Column:
+    def cell(row: Row) -> str:
+        found = row.found["nll"].get(text)
+        return signed(found["difference"], found["stderr"], 3) if found else "–"
+
+    return Column(f"{text} nll", cell)
+
+
+def _gap(text: str) -> Column:
+    def cell(row: Row) -> str:
+        found = row.found["nll"].get(text, {})
+        if "gap_closed" not in found:
+            return "–"
+        error = found["gap_closed_stderr"]
+        return f"{100 * found['gap_closed']:.0f}{'' if error is None else f' ± {100 * error:.0f}'} %"
+
+    return Column("gap closed", cell)
+
+
+def _accuracy(task: str) -> Column:
+    return Column(f"{task} acc", lambda row: _points(row.found["tasks"].get(task)))
+
+
+def _points(found: AccuracyDifference | None) -> str:
+    return points(found["difference"], found["stderr"]) if found else "–"

@@ -1,0 +1,48 @@
+"""What the recipes for short budgets promise: more steps never make the result worse (method.md, section 6)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import leap
+from pipeline import models, recipe
+from pipeline.nano import corpus
+
+LENGTH = 128
+#: Nats by which a longer run may end above a shorter one; the runs' own spread is about half of it.
+MARGIN = 0.02
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, Tensor]:
+    """Rows of 128 tokens of the splits that nano was not trained on."""
+    tokenizer = models.load_tokenizer(recipe.load("nano").model)
+    rows = {}
+    for split, count in (("calibration", 96), ("heldout", 48)):
+        stream: list[int] = []
+        for text in corpus.documents(split, packages=()):
+            stream += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            if len(stream) >= count * LENGTH:
+                break
+        rows[split] = torch.tensor(stream[: count * LENGTH]).view(count, LENGTH)
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sparsity", [0.5, 0.6])
+def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsity: float) -> None:
+    config = recipe.load("nano")
+    losses = []
+    for steps in (12, 24, 48):
+        settings = replace(config.learn["leap"].settings, steps=steps, batch_rows=8, microbatch_rows=8)
+        model = models.load_model(config.model)
+        leap.prune(model, texts["calibration"], sparsity=sparsity, settings=settings, prior_rows=32)
+        with torch.no_grad():
+            losses.append(float(model(input_ids=texts["heldout"], labels=texts["heldout"]).loss))
+    assert all(longer <= shorter + MARGIN for shorter, longer in itertools.pairwise(losses)), losses
+    assert losses[-1] < losses[0] - MARGIN, losses

@@ -1,0 +1,141 @@
+"""A worker that learns one set of logits for several sparsities: masks, what is watched, and continuing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from leap.surgery import prunable_linears
+from pipeline import models, recipe
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.plan import Plan, make_plan
+from pipeline.results import training_curves
+from pipeline.stages import calibrate, prior
+from pipeline.stages.prior import learned_masks
+
+STEPS, SPARSITIES = 11, (0.5, 0.7, 0.6)
+OVERRIDES = [
+    f"sparsities={list(SPARSITIES)}",
+    "learn.leap.nested=true",
+    "learn.leap.workers=1",
+    f"learn.leap.settings.steps={STEPS}",
+    "learn.leap.settings.optimiser=adam8bit-bf16",
+    "learn.leap.checkpoint_every=4",
+    "learn.leap.watch_every=5",
+    "evaluate.cloze=null",
+]
+#: Runs the worker of the plan's learning run in this process; the first argument is the checkpoint to die after.
+WORKER = """
+import os, sys
+from types import SimpleNamespace
+import ray.train
+import torch.distributed as dist
+from pipeline.learning import worker
+from pipeline.plan import make_plan
+from pipeline import recipe
+
+os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+ray.train.report = lambda metrics: None
+
+
+def push(event):
+    if event.get("checkpoint") == int(sys.argv[1]):
+        os._exit(7)
+
+
+plan = make_plan(recipe.load(sys.argv[2], sys.argv[3:]))
+(work,) = plan.learns
+board = SimpleNamespace(push=SimpleNamespace(remote=push))
+texts = {role: stage for role, (stage, _, _) in plan.corpora.items()}
+worker.train_loop({"job": worker.Job(
+    stage=work.stage, model=plan.config.model, learn=work.config, sparsities=work.sparsities, seed=plan.config.seed,
+    calibration=texts["calibration"], heldout=texts["heldout"], prior=work.prior, board=board,
+)})
+"""
+
+
+def learn(tiny: Path, output: Path, die_after: int, code: int = 0) -> Plan:
+    """Learn, from random rows, in a process of its own."""
+    recipe_file, overrides = str(tiny / "tiny.yaml"), [*OVERRIDES, f"output={output}"]
+    plan = make_plan(recipe.load(recipe_file, overrides))
+    (work,) = plan.learns
+    for seed, role in enumerate(("calibration", "heldout")):
+        stage = plan.corpora[role][0]
+        if stage.manifest() is None:
+            rows = np.random.default_rng(seed).integers(400, size=(24, 32), dtype=np.int32)
+            with stage.work() as (directory, _):
+                writer = calibrate.ShardWriter(directory, 32)
+                writer.add(rows)
+                writer.close()
+    config = plan.config
+    if work.prior.manifest() is None:
+        texts = plan.corpora["calibration"][0]
+        prior.run(work.prior, "wanda", 0.7, config.prior, config.model, texts, config.seed)
+    command = [sys.executable, "-c", WORKER, str(die_after), recipe_file, *overrides]
+    path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == code, done.stderr[-3000:]
+    return plan
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A finished run."""
+    return learn(tiny, tmp_path_factory.mktemp("nested"), 0)
+
+
+def _checkpoint(plan: Plan) -> Checkpoint:
+    return Checkpoint(plan.learns[0].stage.uri_of("checkpoints"))
+
+
+def test_masks_are_exact_and_what_is_kept_is_kept_at_every_lower_sparsity(plan: Plan) -> None:
+    names = list(prunable_linears(models.load_model(plan.config.model)))
+    kept: dict[float, Any] = {}
+    for sparsity in sorted(SPARSITIES):
+        masks = learned_masks(plan.learns[0].stage, names, sparsity, "global")
+        kept[sparsity] = torch.cat([masks(n, name).flatten() for n, name in enumerate(names)])
+        assert int((~kept[sparsity]).sum()) == round(sparsity * kept[sparsity].numel())
+    assert not (kept[0.6] & ~kept[0.5]).any()
+    assert not (kept[0.7] & ~kept[0.6]).any()
+
+
+def test_each_sparsity_has_its_steps_its_multiplier_and_its_held_out_loss(plan: Plan) -> None:
+    facts = _checkpoint(plan).facts
+    assert len(facts["multipliers"]) == 3
+    steps: list[int] = []
+    for number, sparsity in enumerate(SPARSITIES):
+        curves = training_curves(plan, plan.learns[0], sparsity)
+        steps += curves["step"]
+        assert curves["target_density"] == 1 - sparsity
+        assert curves["lagrangian"][-1] == facts["multipliers"][number]
+        assert curves["masks"]["step"] == [0, 5, 10]
+        # Gates that open at the cut keep about what is asked for, whatever the density that the logits started at.
+        assert curves["density"][-1] == pytest.approx(1 - sparsity, abs=0.05)
+    assert sorted(steps) == list(range(STEPS))
+    last = facts["history"][-1]
+    each = [last[f"mask_loss.hard-{sparsity:g}"] for sparsity in SPARSITIES]
+    assert len(set(each)) == 3
+    assert last["mask_loss.hard"] == pytest.approx(sum(each) / 3)
+
+
+def test_a_killed_run_continues_bit_for_bit(plan: Plan, tiny: Path, tmp_path: Path) -> None:
+    learn(tiny, tmp_path, 4, code=7)
+    again = learn(tiny, tmp_path, 0)
+    ours, theirs = _checkpoint(again), _checkpoint(plan)
+    assert ours.facts["multipliers"] == theirs.facts["multipliers"]
+    strip = [{k: v for k, v in step.items() if k != "seconds"} for step in ours.facts["history"]]
+    assert strip == [{k: v for k, v in step.items() if k != "seconds"} for step in theirs.facts["history"]]
+    for name in theirs.shapes:
+        assert torch.equal(ours.logits(name), theirs.logits(name))
+        assert torch.equal(ours.shard(name, "moments", 0, 1), theirs.shard(name, "moments", 0, 1))
+    assert json.loads((Path(again.learns[0].stage.uri_of("checkpoints")) / "latest.json").read_text())["step"] == STEPS

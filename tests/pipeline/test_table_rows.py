@@ -1,0 +1,126 @@
+"""The rows of the table from what was measured: differences, means over seeds, tasks above chance."""
+
+from __future__ import annotations
+
+import math
+from statistics import stdev
+from typing import Any
+
+import pytest
+
+from pipeline import table_rows as module
+from pipeline.evaluation.perplexity import perplexity_of
+from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
+from pipeline.measured import Measured
+from pipeline.plan import Plan, Variant
+from pipeline.recipe import load
+from pipeline.records import variant_metrics
+from pipeline.storage import StageDir
+
+
+def scored(scores: list[int]) -> ZeroShot:
+    documents = [Document(task="t", doc=doc, scores={"acc": float(score)}) for doc, score in enumerate(scores)]
+    return zero_shot_of("t", documents, truncated=0, chance=0.25)
+
+
+def model(nll: list[float], easy: list[int], guessed: list[int]) -> Measured:
+    return Measured({"text": perplexity_of(nll, tokens=30)}, {"easy": scored(easy), "guessed": scored(guessed)})
+
+
+FOUND = {
+    "dense": model([1.0, 1.2, 1.1], [1, 1, 1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 1, 0, 0, 0]),
+    "wanda@0.5": model([2.0, 2.1, 2.2], [1, 0, 1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0, 0]),
+    "admm@0.5": model([2.2, 2.3, 2.0], [1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]),
+    "leap.seed0@0.5": model([1.5, 1.6, 1.7], [1, 1, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 1, 0]),
+    "leap.seed4@0.5": model([1.6, 1.6, 1.5], [1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 0]),
+}
+
+
+def stage(kind: str) -> StageDir:
+    return StageDir("nowhere", kind, "item", "key")
+
+
+VARIANTS = [
+    Variant("dense"),
+    Variant("wanda", 0.5, "row", stage("harden"), stage("prior")),
+    Variant("admm", 0.5, "row", stage("harden"), stage("prior")),
+    Variant("leap", 0.5, "global", stage("harden"), stage("learn"), 0),
+    Variant("leap", 0.5, "global", stage("harden"), stage("learn"), 4),
+]
+
+
+def facts(_plan: Plan, variant: Variant) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "method": variant.method,
+        "target_sparsity": variant.sparsity,
+        "real_sparsity": variant.sparsity or 0.0,
+        "training_tokens": 0,
+        "scope": variant.scope,
+        "weights_changed": False,
+        "seconds": 10.0 + (variant.seed or 0),
+    }
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, dict[str, Any]], dict[str, float], list[str]]:
+    monkeypatch.setattr(module, "measured", lambda _plan, variant: FOUND[variant.name])
+    rows, chance, clear = module.table_rows(Plan(load("nano"), variants=VARIANTS), facts)
+    return {row["name"]: row for row in rows}, chance, clear
+
+
+def test_variants_of_several_seeds_stand_behind_their_mean(made: Any) -> None:
+    rows, _, _ = made
+    assert list(rows) == ["dense", "wanda@0.5", "admm@0.5", "leap@0.5", "leap.seed0@0.5", "leap.seed4@0.5"]
+    mean = rows["leap@0.5"]
+    assert (mean["seeds"], mean["seconds"]) == ([0, 4], 12.0)
+    assert [row.get("mean") for row in rows.values()] == [None] * 4 + ["leap@0.5"] * 2
+    first, second = (rows[name]["perplexity"]["text"]["perplexity"] for name in ("leap.seed0@0.5", "leap.seed4@0.5"))
+    assert mean["perplexity"]["text"]["perplexity"] == pytest.approx(math.sqrt(first * second))
+    assert mean["spread"]["nll"]["text"] == pytest.approx(stdev([math.log(first), math.log(second)]))
+    assert mean["tasks"]["easy"]["acc"] == pytest.approx(5 / 8)
+    assert mean["spread"]["tasks"] == {"easy": 0.0, "guessed": 0.0}
+
+
+def test_learned_variants_are_compared_with_the_best_layer_wise_one_and_with_admm(made: Any) -> None:
+    rows, _, _ = made
+    assert [row.get("rival") for row in rows.values()] == [None] * 3 + ["wanda@0.5"] * 3
+    assert list(rows["leap@0.5"]["against"]) == ["wanda@0.5", "admm@0.5", "dense"]
+    assert list(rows["admm@0.5"]["against"]) == ["dense"]
+    assert "against" not in rows["dense"]
+
+
+def test_differences_are_paired(made: Any) -> None:
+    rows, _, _ = made
+    against = rows["leap.seed0@0.5"]["against"]["wanda@0.5"]
+    assert against["nll"]["text"]["difference"] == pytest.approx(-0.5)
+    assert against["nll"]["text"]["stderr"] == pytest.approx(0, abs=1e-12)
+    dense, base, variant = (math.exp(x) for x in (1.1, 2.1, 1.6))
+    assert against["nll"]["text"]["gap_closed"] == pytest.approx((base - variant) / (base - dense))
+    differences = [0, 1, 0, 0, 0, 1, -1, 0]
+    assert against["tasks"]["easy"]["difference"] == pytest.approx(1 / 8)
+    assert against["tasks"]["easy"]["stderr"] == pytest.approx(stdev(differences) / math.sqrt(8))
+    errors = [against["tasks"][task]["stderr"] for task in ("easy", "guessed")]
+    assert against["mean_accuracy"]["stderr"] == pytest.approx(math.hypot(*errors) / 2)
+    assert "gap_closed" not in rows["leap@0.5"]["against"]["dense"]["nll"]["text"]
+
+
+def test_tasks_count_as_above_chance_by_the_dense_model_alone(made: Any) -> None:
+    rows, chance, clear = made
+    assert chance == {"easy": 0.25, "guessed": 0.25}
+    assert clear == ["easy"]
+    for row in rows.values():
+        assert row["mean_above_chance"]["acc"] == row["tasks"]["easy"]["acc"]
+    against = rows["leap@0.5"]["against"]["admm@0.5"]
+    assert against["mean_above_chance"] == against["tasks"]["easy"]
+
+
+def test_the_tracker_gets_them(made: Any) -> None:
+    rows, _, _ = made
+    metrics = variant_metrics(rows["leap@0.5"])
+    against = rows["leap@0.5"]["against"]["wanda@0.5"]
+    assert metrics["against.wanda.nll.text"] == against["nll"]["text"]["difference"]
+    assert metrics["against.wanda.gap_closed.text"] == against["nll"]["text"]["gap_closed"]
+    assert metrics["against.admm.acc.mean_stderr"] == rows["leap@0.5"]["against"]["admm@0.5"]["mean_accuracy"]["stderr"]
+    assert metrics["seeds_stdev.nll.text"] == rows["leap@0.5"]["spread"]["nll"]["text"]
+    assert metrics["acc.mean_above_chance"] == 5 / 8
