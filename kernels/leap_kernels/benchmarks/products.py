@@ -22,7 +22,6 @@ from leap_kernels.sparse_linear import sparse_linear
 
 T = TypeVar("T")
 COLD_BYTES = 128 * 2**20
-MOST_COPIES = 1000  # of matrices so small that a whole model of them fits into the cache anyway
 DENSE, BITMAP, IDX8, READ, COPY = "dense F.linear", "bitmap", "idx8", "read", "copy"
 
 
@@ -58,6 +57,7 @@ def measure(
     isas: Sequence[str | None] = (None,),
     csr: bool = False,
     least: int = 1,
+    cold_bytes: int = COLD_BYTES,
 ) -> dict[str, Timing]:
     """Time a product with ``batch`` rows of x on the device of ``packed``, all variants in turn for about ``seconds``.
 
@@ -65,24 +65,27 @@ def measure(
         isas: instruction sets by their names for LEAP_CPU_ISA; None is what the kernel chooses, called ``bitmap``.
         csr: time the CSR matrices of torch and scipy too (float32 on a CPU, scipy where it is installed).
         least: runs of each variant at least.
+        cold_bytes: what a CPU reads before a copy of the matrix has its turn again; less where a model is smaller.
     """
     if packed.vals.is_cuda:
         return _measure_on_gpu(packed, batch, seconds, least)
     weight = packed.unpack()
     x = torch.randn(batch, weight.shape[1]).to(weight.dtype)
-    sizes = {DENSE: weight.numel() * weight.element_size(), READ: COLD_BYTES}
-    dense = itertools.cycle(_copies(weight.clone, sizes[DENSE]))
+    sizes = {DENSE: weight.numel() * weight.element_size(), READ: cold_bytes}
+    dense = itertools.cycle(_copies(weight.clone, sizes[DENSE], cold_bytes))
     calls: dict[str, Callable[[], object]] = {DENSE: lambda: torch.nn.functional.linear(x, next(dense))}
     cold = _copies(
-        lambda: BMP128(packed.shape, packed.bits.clone(), packed.off.clone(), packed.vals.clone()), packed.nbytes
+        lambda: BMP128(packed.shape, packed.bits.clone(), packed.off.clone(), packed.vals.clone()),
+        packed.nbytes,
+        cold_bytes,
     )
     turns = itertools.cycle(cold)  # one cycle for all instruction sets: none finds what another has just read
     for isa in isas:
         calls[isa or BITMAP] = lambda isa=isa: _sparse(x, next(turns), isa)  # type: ignore[misc]
         sizes[isa or BITMAP] = packed.nbytes
     if csr:
-        calls |= _csr_calls(weight, x, sizes)
-    stream = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
+        calls |= _csr_calls(weight, x, sizes, cold_bytes)
+    stream = torch.ones(cold_bytes // 8, dtype=torch.int64)
     calls[READ] = stream.sum
     return {name: Timing(times, sizes[name]) for name, times in interleaved(calls, seconds, least=least).items()}
 
@@ -111,7 +114,7 @@ def _sparse(x: Tensor, weight: BMP128, isa: str | None) -> None:
     sparse_linear(x, weight)
 
 
-def _csr_calls(weight: Tensor, x: Tensor, sizes: dict[str, int]) -> dict[str, Callable[[], object]]:
+def _csr_calls(weight: Tensor, x: Tensor, sizes: dict[str, int], cold_bytes: int) -> dict[str, Callable[[], object]]:
     matrix = weight.to_sparse_csr()
     row_starts, columns, values = matrix.crow_indices().int(), matrix.col_indices().int(), matrix.values()
     nbytes = 4 * (row_starts.numel() + 2 * values.numel())
@@ -120,7 +123,7 @@ def _csr_calls(weight: Tensor, x: Tensor, sizes: dict[str, int]) -> dict[str, Ca
     def copy() -> Tensor:
         return torch.sparse_csr_tensor(row_starts.clone(), columns.clone(), values.clone(), shape)
 
-    torch_turns = itertools.cycle(_copies(copy, nbytes))
+    torch_turns = itertools.cycle(_copies(copy, nbytes, cold_bytes))
     calls: dict[str, Callable[[], object]] = {"torch CSR": lambda: next(torch_turns) @ right}
     sizes["torch CSR"] = sizes["scipy CSR"] = nbytes
     try:
@@ -128,9 +131,9 @@ def _csr_calls(weight: Tensor, x: Tensor, sizes: dict[str, int]) -> dict[str, Ca
     except ImportError:
         return calls
     parts = (values.numpy(), columns.numpy(), row_starts.numpy())
-    scipy_turns = itertools.cycle(_copies(lambda: csr_matrix(parts, shape=shape, copy=True), nbytes))
+    scipy_turns = itertools.cycle(_copies(lambda: csr_matrix(parts, shape=shape, copy=True), nbytes, cold_bytes))
     return calls | {"scipy CSR": lambda: next(scipy_turns) @ right.numpy()}
 
 
-def _copies(make: Callable[[], T], nbytes: int) -> list[T]:
-    return [make() for _ in range(min(MOST_COPIES, max(2, -(-COLD_BYTES // nbytes))))]
+def _copies(make: Callable[[], T], nbytes: int, cold_bytes: int) -> list[T]:
+    return [make() for _ in range(max(2, -(-cold_bytes // nbytes)))]
