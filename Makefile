@@ -23,7 +23,7 @@ lint: setup  ## style and types
 	$(BIN)/mypy
 
 ui: setup  ## compare runs in the browser, on this machine only
-	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db
 
 setup: $(VENV)/.installed
 

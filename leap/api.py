@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from leap.bernoulli import BernoulliGate
 from leap.export import apply_masks, export
 from leap.harden import exact_hardener
+from leap.hidden import with_hidden_states
 from leap.layerwise import Target, sweep
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import masks_installed
@@ -121,6 +123,7 @@ def prune(
                 weight_norms(layers),
                 settings,
                 [1 - sparsity],
+                hidden_forward=partial(with_hidden_states, model),
             )
             logits = [layer.logits for layer in layers.values()]
             history = _learn(learner, logits, rows, on_step)

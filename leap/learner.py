@@ -3,7 +3,8 @@
 The learner knows nothing of how gradients are computed, reduced or applied: a plain loop (:mod:`leap.api`) and the
 DeepSpeed worker of the pipeline drive the same object.
 
-    total = (1 − d)·CE + d·KL(dense ‖ masked) + density term − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
+    total = (1 − d)·CE + d·KL(dense ‖ masked) + h·(distance of hidden states) + density term
+            − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
 
 With gap = density(M) − target, the density term is λ1·|gap| (method.md, section 1), or λ·gap + c/2·gap² with
 λ += c·gap / (relaxation·T) after each of the T steps (the method of multipliers, its step made independent of T).
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from leap.gates import Draw, GateState, Mode
 from leap.harden import Hardener
+from leap.hidden import hidden_divergence
 from leap.losses import output_losses
 from leap.settings import LearnSettings
 
@@ -47,6 +49,8 @@ class MaskLearner:
         forward: maps rows [R, S] to logits [R, S, V] through the model that ``state`` belongs to.
         densities: the shares of weights to keep; with more than one, the logits serve them all.
         reduce: mean of a float64 tensor over all workers, on the CPU.
+        hidden_forward: the same as ``forward``, and the hidden states [R, S, H] after each block; for distillation on
+            them.
         cut: the value that a given share of all logits, over all workers, lies above; for several densities.
     """
 
@@ -58,15 +62,17 @@ class MaskLearner:
         settings: LearnSettings,
         densities: Sequence[float],
         reduce: Callable[[Tensor], Tensor] = lambda t: t,
+        hidden_forward: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]] | None = None,
         cut: Callable[[float], float] | None = None,
     ) -> None:
         assert densities
+        assert hidden_forward is not None or not settings.hidden_distillation
         assert len(densities) == 1 or cut is not None
         self.forward, self.state, self.weights = forward, state, weights
         self.settings, self.densities, self.reduce = settings, tuple(densities), reduce
         self.multipliers = [0.0] * len(densities)
         """λ of each density."""
-        self._cut = cut
+        self._hidden_forward, self._cut = hidden_forward, cut
         self._offset, self._offset_step = 0.0, -1
         self._names: list[str] = []
         self._sums: Tensor | None = None  # float64, in the order of _names
@@ -102,13 +108,14 @@ class MaskLearner:
             RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
         """
         s, state, target = self.settings, self.state, self.target(step)
-        teacher = None
-        if s.distillation > 0:
+        teacher: Tensor | None = None
+        teacher_states: Sequence[Tensor] = ()
+        if s.distillation > 0 or s.hidden_distillation > 0:
             state.mode = "dense"
             with torch.no_grad():
-                teacher = self.forward(rows)
+                teacher, teacher_states = self._outputs(rows)
         state.mode, state.draw = "sampled", replace(self.draw(step, microbatch), offset=self._offset_of(step))
-        logits, sums = self._collect(rows)
+        logits, states, sums = self._collect(rows)
         sampled = sums[:, 0].sum() / self.weights.numel
         # Without noise the mask is no sample of anything: it is its own expectation.
         expected = sums[:, 2].sum() / self.weights.numel if s.noise else sampled
@@ -121,23 +128,33 @@ class MaskLearner:
         norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / self.weights.norm
         fading = 1 - step / s.steps
 
-        lm_loss, divergence = output_losses(logits, rows, teacher)
+        lm_loss, divergence = output_losses(logits, rows, teacher if s.distillation > 0 else None)
         task = lm_loss
         parts = {"lm_loss": lm_loss, "density": sampled, "expected_density": expected, "gap": gap, "norm": norm}
         if divergence is not None:
             parts["divergence"] = divergence
             task = (1 - s.distillation) * lm_loss + s.distillation * divergence
+        if s.hidden_distillation > 0:
+            parts["hidden_divergence"] = hidden_divergence(states, teacher_states)
+            task = task + s.hidden_distillation * parts["hidden_divergence"].to(task)
         total = task + (density_term - s.weight_reward * fading * norm).to(task)
         self._note({**parts, "loss": total})
         return total
 
-    def _collect(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Output [R, S, V] of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
+    def _outputs(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Logits [R, S, V], and the hidden states where they are distilled."""
+        if self.settings.hidden_distillation > 0:
+            assert self._hidden_forward is not None
+            return self._hidden_forward(rows)
+        return self.forward(rows), ()
+
+    def _collect(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+        """Outputs of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
         state = self.state
         state.stats.clear()
         state.collecting = True
         try:
-            logits = self.forward(rows)
+            logits, states = self._outputs(rows)
         finally:
             state.collecting = False  # recomputed activations must not add to the sums
         stats = [t.to(logits.device) for t in state.stats]
@@ -150,7 +167,7 @@ class MaskLearner:
         sums = torch.stack(stats)
         if torch.is_grad_enabled() and not sums.requires_grad:
             raise RuntimeError("the masks have no gradient; use activation checkpointing with use_reentrant=False")
-        return logits, sums
+        return logits, states, sums
 
     def _note(self, parts: dict[str, Tensor]) -> None:
         values = torch.stack([value.detach().to(parts["loss"].device, torch.float64) for value in parts.values()])

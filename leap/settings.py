@@ -86,6 +86,8 @@ class LearnSettings:
     """λ2: reward, fading linearly over the run, for ‖M⊙W‖_F summed over layers relative to ‖W‖_F."""
     distillation: float = 0.0
     """Share of the loss that is KL(dense ‖ masked) on the output distribution; the rest is cross-entropy."""
+    hidden_distillation: float = 0.0
+    """Weight of the distance from the dense model's hidden states after each block, squared, by their variance."""
     scope: Scope = "global"
     """Within what the asked sparsity holds exactly after hardening: the model, each layer or each row."""
     seed: int = 0
@@ -102,7 +104,7 @@ class LearnSettings:
             )
         if self.steps * self.microbatches > 1 << 32:
             raise ValueError(f"steps {self.steps} of {self.microbatches} micro-batches exceed the noise's 2**32 draws")
-        for name in ("prior_strength", "weight_reward", "warmup_steps"):
+        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("init_std", "learning_rate"):
@@ -114,7 +116,7 @@ class LearnSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if self.optimiser != "adam" and not self.betas[0] ** 2 < self.betas[1] <= 0.99:
-            raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99, not {self.betas}")
+            raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99 (adam does not), not {self.betas}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
 

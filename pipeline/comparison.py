@@ -28,8 +28,8 @@ def difference(dense: Measured | None, base: Measured, variant: Measured, clear:
             nll[text] |= {"gap_closed": gap["share"], "gap_closed_stderr": gap["stderr"]}
     tasks = {task: paired_accuracy(base.tasks[task], found) for task, found in variant.tasks.items()}
     means = {"mean_accuracy": list(tasks), "mean_above_chance": list(clear)}
-    found = {name: mean_difference([tasks[t] for t in over]) if over else None for name, over in means.items()}
-    return Difference(nll=nll, tasks=dict(tasks), **found)  # type: ignore[typeddict-item]
+    overall = {name: mean_difference([tasks[t] for t in over]) if over else None for name, over in means.items()}
+    return Difference(nll=nll, tasks=dict(tasks), **overall)  # type: ignore[typeddict-item]
 
 
 def clear_tasks(dense: Mapping[str, ZeroShot]) -> list[str]:

@@ -83,7 +83,11 @@ def learn_seconds(config: RunConfig, learn: LearnConfig, sizes: Sizes, cpu: floa
     """One learning run, with the measurements on held-out text."""
     settings = learn.settings
     a_token = 4 * sizes.linear + 2 * sizes.prunable
-    a_token += 2 * sizes.linear * (bool(settings.distillation) + learn.activation_checkpointing)
+    a_token += (
+        2
+        * sizes.linear
+        * (bool(settings.distillation or settings.hidden_distillation) + learn.activation_checkpointing)
+    )
     watched = 3 * (settings.steps // learn.watch_every + 1) * learn.watch_rows * config.data.context_length
     operations = a_token * training_tokens(config, learn) + 2 * sizes.linear * watched
     return WORKER_START + operations / (learn.workers * (GPU_SPEED if learn.gpu else cpu))

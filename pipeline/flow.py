@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from pipeline import records
+from pipeline import ray_cluster, records
 from pipeline.errors import UserError
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.worker import Job
@@ -226,7 +222,9 @@ class Flow:
         for number, work in enumerate(self.plan.speeds):
             if not self._cached(work.stage):
                 arguments: tuple[Any, ...] = (work.stage, config.model, work.variant.export, config.benchmark)
-                task = ray.remote(num_cpus=_largest_node(), num_gpus=self._gpus, max_retries=1)(benchmark.run)
+                task = ray.remote(num_cpus=ray_cluster.largest_node(), num_gpus=self._gpus, max_retries=1)(
+                    benchmark.run
+                )
                 _get(task.remote(*arguments))
                 self._note(work.stage, cached=False)
             self.console.progress("benchmark", number + 1, len(self.plan.speeds), "done")
@@ -316,48 +314,3 @@ def _get(reference: Any) -> Any:
         if isinstance(cause, (UserError, ValueError)):
             raise UserError(str(cause)) from error
         raise
-
-
-def _largest_node() -> float:
-    """CPUs of the node that has the most."""
-    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-
-
-def resources() -> dict[str, float]:
-    """CPUs and GPUs of the cluster; before Ray runs, those of the cluster that it will start on this machine."""
-    if ray.is_initialized():
-        return ray.cluster_resources()
-    # Two at least: the second is idle most of the time, but a single one could not place two workers.
-    return {"CPU": max(2, os.cpu_count() or 1), "GPU": torch.cuda.device_count()}
-
-
-def start_ray() -> None:
-    """Connect to the cluster of a submitted job, else start one on this machine, for this run only."""
-    for noisy in ("ray", "ray.data"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
-    else:
-        # A run starts a dozen processes that mostly wait; Ray would warn of more than there are CPUs.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-        root = Path(__file__).resolve().parents[1]
-        paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
-        ray.init(
-            num_cpus=int(resources()["CPU"]),
-            include_dashboard=True,  # without it, a killed worker group is never cleaned up
-            dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
-            **quiet,
-        )
-    end_in_order_when_terminated()  # again: ray.init sets a handler of its own
-
-
-def end_in_order_when_terminated() -> None:
-    """Make SIGTERM end the run as Ctrl-C does; once, so that a second one does not cut the ending short."""
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(f"terminated by {signal.Signals(number).name}")

@@ -16,9 +16,10 @@ from rich.console import Console as RichConsole
 from pipeline import preflight, records
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources, start_ray
+from pipeline.flow import Flow, TrainingError
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Console, Mode
+from pipeline.ray_cluster import end_in_order_when_terminated, resources, start_ray
 from pipeline.reporting import RunResults, make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect

@@ -190,16 +190,16 @@ def make_plan(config: RunConfig) -> Plan:
                 fitted = place("reconstruct", variant_name(f"{name}+weights", seed, sparsity), *key)
                 plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
                 made_by[f"{name}+weights"] = fitted
-            for method, made in made_by.items():
-                export = place("harden", variant_name(method, seed, sparsity), harden.VERSION, made.key)
-                plan.variants.append(Variant(method, sparsity, learned.settings.scope, export, made, seed))
+            for row, made in made_by.items():
+                export = place("harden", variant_name(row, seed, sparsity), harden.VERSION, made.key)
+                plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed))
     _plan_measurements(plan, place, model)
     if config.benchmark:
         for variant in plan.variants:
             # Those whose mask was learned, of several seeds the first. New weights for a mask change no time.
-            learned = variant.made_by is not None and variant.made_by.stage == "learn"
+            was_learned = variant.made_by is not None and variant.made_by.stage == "learn"
             first = variant.seed is None or variant.seed == config.learn[variant.method].seeds[0]
-            if variant.export and learned and first:
+            if variant.export and was_learned and first:
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan

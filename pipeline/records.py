@@ -135,7 +135,7 @@ def speed_metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def headline_metrics(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What the run itself shows of its variants: MLflow's charts make a section of what stands before the slash."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, row in rows.items():
         variant = name.replace("@", " ")
         metrics |= {f"perplexity.{text}/{variant}": found["perplexity"] for text, found in row["perplexity"].items()}

@@ -76,7 +76,12 @@ class MlflowServer:
         command += ["--backend-store-uri", f"sqlite:///{self._directory / 'server.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
         log = (self._directory / "server.log").open("ab")
-        quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        quiet = os.environ | {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            # Half a dozen more processes, for jobs that are not ours.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         self._process = subprocess.Popen(command, stdout=log, stderr=log, env=quiet, start_new_session=True)
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:

@@ -86,6 +86,8 @@ class SparseLinear(nn.Module):
     with another number of kept weights fits, and keeps the format.
     """
 
+    bias: Tensor | None
+
     def __init__(self, weight: BMP128 | IDX8, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape

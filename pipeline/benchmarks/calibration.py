@@ -23,8 +23,8 @@ sys.path[:] = [
 ]
 
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
-from pipeline.flow import start_ray
 from pipeline.nano.corpus import SPLITS
+from pipeline.ray_cluster import start_ray
 from pipeline.stages import calibrate
 from pipeline.storage import StageDir
 

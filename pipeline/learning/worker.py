@@ -84,6 +84,7 @@ class _Worker:
             self.settings,
             [1 - sparsity for sparsity in job.sparsities],
             self._mean,
+            self.zero.hidden_forward,
             self._cut if len(job.sparsities) > 1 else None,
         )
         self.rows = PackedRows(job.calibration.path(), shuffle=job.own_seed)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from leap.gates import Gate
+from leap.hidden import with_hidden_states
 from leap.learner import MaskedWeights
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater, logit_optimiser
@@ -91,6 +92,10 @@ class ZeroModel:
         """Logits [R, S, V] of rows [R, S]."""
         # Not through the engine, whose hooks refuse a backward pass without an optimiser of its own.
         return self.module(input_ids=rows.to(self.engine.device), use_cache=False).logits
+
+    def hidden_forward(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same, and the hidden states [R, S, H] after each block."""
+        return with_hidden_states(self.module, rows.to(self.engine.device))
 
     def backward(self, loss: Tensor, step: int, rate: float, microbatch: int, microbatches: int) -> None:
         """Collective: gradients of ``loss``; with the last of this worker's micro-batches of a step they are applied.

@@ -41,7 +41,7 @@ def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
 def pruned(results: RunResults) -> list[Variant]:
     """The pruned variants that were made, in the order of ``groups``."""
     made = [v for v in variants(results) if v.get("target_sparsity") is not None]
-    return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v, results)))  # type: ignore[return-value]
+    return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v, results)))
 
 
 def table_groups(results: RunResults) -> list[list[Variant]]:

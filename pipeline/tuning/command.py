@@ -13,10 +13,11 @@ from rich.console import Console as RichConsole
 from pipeline import recipe
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError, end_in_order_when_terminated, resources
+from pipeline.flow import Flow, TrainingError
 from pipeline.main import begin, local_directory
 from pipeline.plan import Plan
 from pipeline.progress import Board, Console, Mode
+from pipeline.ray_cluster import end_in_order_when_terminated, resources
 from pipeline.records import tags as run_tags
 from pipeline.storage import StageDir, fingerprint, write_atomically
 from pipeline.tracking import Run, make_tracker

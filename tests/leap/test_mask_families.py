@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from transformers import (
 from leap.bernoulli import BernoulliGate
 from leap.export import apply_masks, export, zeros
 from leap.harden import exact_hardener
+from leap.hidden import with_hidden_states
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import install_masks, masks_installed
 from leap.packed import MaskFile
@@ -117,13 +119,21 @@ def test_the_linear_layers_of_the_blocks_are_masked_and_no_others(family):
     assert set(after) - set(before) == {f"{name}.logits" for name in layers}
 
 
+@pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_mask_learns_with_and_without_activation_checkpointing(family):
+def test_every_mask_learns_with_and_without_activation_checkpointing(family, hidden):
     model = build(family)
     state, layers = install(model)
-    settings = LearnSettings(steps=4, batch_rows=3, microbatch_rows=3, distillation=0.5)
+    settings = LearnSettings(
+        steps=4, batch_rows=3, microbatch_rows=3, distillation=0.5, hidden_distillation=0.5 if hidden else 0.0
+    )
     learner = MaskLearner(
-        lambda rows: model(input_ids=rows, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
+        lambda rows: model(input_ids=rows, use_cache=False).logits,
+        state,
+        weight_norms(layers),
+        settings,
+        [0.5],
+        hidden_forward=partial(with_hidden_states, model),
     )
     grads = []
     for recompute in (False, True):

@@ -234,6 +234,39 @@ def test_the_multiplier_moves_with_the_gap(density):
     assert "multiplier" not in _first_metrics(SETTINGS)
 
 
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_hidden_states_are_those_of_the_dense_model_relative_to_their_variance(distillation):
+    settings = replace(SETTINGS, hidden_distillation=0.7, distillation=distillation)
+    seen = []
+
+    def hidden_forward(rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, states = model.embed(rows), []
+        for block in model.blocks:
+            x = block(x)
+            states.append(x)
+        seen.append((learner.state.mode, states))
+        return model.head(x), states
+
+    learner, model, logits = make(settings, hidden_forward=hidden_forward)
+    loss = learner.loss(ROWS, 3, 0)
+    (teacher_mode, teacher), (student_mode, student) = seen
+    assert (teacher_mode, student_mode) == ("dense", "sampled")
+    assert not any(state.requires_grad for state in teacher)
+    distances = [
+        (ours.double() - theirs.double()).square().sum() / (theirs.double() - theirs.double().mean()).square().sum()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    plain, _, plain_logits = make(replace(settings, hidden_distillation=0.0))
+    without = plain.loss(ROWS, 3, 0)
+    distance = torch.stack(distances).mean()
+    torch.testing.assert_close(loss.double() - without.double(), 0.7 * distance, rtol=1e-4, atol=1e-5)
+    assert learner.finish_step(3)["hidden_divergence"] == pytest.approx(distance.item(), rel=1e-4)
+    extra = torch.autograd.grad(0.7 * distance, logits, retain_graph=True)
+    grads = torch.autograd.grad(loss, logits)
+    for ours, of_plain, more in zip(grads, torch.autograd.grad(without, plain_logits), extra, strict=True):
+        torch.testing.assert_close(ours, of_plain + more, rtol=1e-3, atol=1e-5 * float(ours.abs().max()))
+
+
 def _first_metrics(settings: LearnSettings) -> dict[str, float]:
     learner, _, _ = make(settings)
     learner.loss(ROWS, 0, 0)

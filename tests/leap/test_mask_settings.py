@@ -86,6 +86,7 @@ def test_a_wrong_value_is_named(build, message):
 
 
 def test_ends_of_the_ranges_are_allowed():
-    LearnSettings(distillation=1, final_rate=1, prior_strength=0, weight_reward=0, warmup_steps=0, betas=(0, 0))
+    LearnSettings(distillation=1, final_rate=1, prior_strength=0, weight_reward=0, warmup_steps=0)
+    LearnSettings(optimiser="adam", betas=(0, 0))
     LearnSettings(steps=1 << 24, batch_rows=256, seed=2**64 - 1)
     DensityControl(weight=0)

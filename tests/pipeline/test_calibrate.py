@@ -13,8 +13,8 @@ from conftest import sentences
 
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.errors import UserError
-from pipeline.flow import start_ray
 from pipeline.models import load_tokenizer
+from pipeline.ray_cluster import start_ray
 from pipeline.rows import PackedRows
 from pipeline.stages import calibrate
 from pipeline.storage import StageDir

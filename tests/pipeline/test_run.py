@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from browser import free_port
 from conftest import ROOT, Command, finish
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
@@ -308,12 +309,15 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(run_command: C
     assert "the loss is" in learned.data.tags["mlflow.note.content"]
 
 
-def test_json_lines(finished: tuple[Path, str], tiny: Path) -> None:
+def test_json_lines_and_a_tracking_server_that_is_not_there(finished: tuple[Path, str], tiny: Path) -> None:
     output, _ = finished
     command = [sys.executable, str(ROOT / "pipeline" / "run.py"), "run", "--json", "--recipe", str(tiny / "tiny.yaml")]
-    done = subprocess.run([*command, f"output={output}"], capture_output=True, text=True, timeout=600, check=True)
+    command += [f"output={output}", f"tracking.uri=http://127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert done.stderr.count("is away, the run goes on and keeps its records") == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stages = [event["stage"] for event in events if event["event"] == "stage" and event["state"] == "finished"]
     assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "benchmark", "report"]
     assert events[-1]["event"] == "result"
     assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
+    assert "records wait for python pipeline/run.py sync" in events[-1]["tracking"]["note"]

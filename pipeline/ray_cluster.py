@@ -1,0 +1,87 @@
+"""The Ray cluster that a run works on: that of a submitted job, else one on this machine for this run only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+#: Where Ray reads the port of a cluster that it starts.
+_PORT = "RAY_GCS_SERVER_PORT"
+
+
+def start_ray() -> None:
+    """Connect to the cluster of a submitted job, else start one on this machine."""
+    for noisy in ("ray", "ray.data"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**quiet)
+    else:
+        _start_here(quiet)
+    end_in_order_when_terminated()  # again: ray.init sets a handler of its own
+
+
+def _start_here(quiet: dict[str, Any]) -> None:
+    # A run starts a dozen processes that mostly wait; Ray would warn of more than there are CPUs.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    # Its workers run at nice 15 by default: beside anything else on the machine, their start takes minutes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    root = Path(__file__).resolve().parents[1]
+    paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with _known_port() as port:
+        # Ray Train frees the places of killed workers through the state API, which gives up where it finds a second
+        # cluster on the machine, unless it is told which is its own.
+        variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
+        ray.init(
+            num_cpus=int(resources()["CPU"]),
+            include_dashboard=True,  # without it, a killed worker group is never cleaned up
+            dashboard_host="127.0.0.1",
+            runtime_env={"env_vars": variables},
+            **quiet,
+        )
+
+
+@contextmanager
+def _known_port() -> Iterator[int]:
+    """A free port, at which a cluster that is started meanwhile is reached."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    os.environ[_PORT] = str(port)
+    try:
+        yield port
+    finally:
+        del os.environ[_PORT]
+
+
+def resources() -> dict[str, float]:
+    """CPUs and GPUs of the cluster; before Ray runs, those of the cluster that it will start on this machine."""
+    if ray.is_initialized():
+        return ray.cluster_resources()
+    # Two at least: the second is idle most of the time, but a single one could not place two workers.
+    return {"CPU": max(2, os.cpu_count() or 1), "GPU": torch.cuda.device_count()}
+
+
+def largest_node() -> float:
+    """CPUs of the node that has the most."""
+    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+
+
+def end_in_order_when_terminated() -> None:
+    """Make SIGTERM end the run as Ctrl-C does; once, so that a second one does not cut the ending short."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(f"terminated by {signal.Signals(number).name}")
