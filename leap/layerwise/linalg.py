@@ -37,8 +37,10 @@ def damped_cholesky(matrix: Tensor, damping: float, ridge: float = 0.0) -> tuple
     """
     for _ in range(_ATTEMPTS):
         damped = damp(matrix, damping)
-        shifted = damped.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        shifted = damped
+        if ridge:
+            shifted = damped.clone()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(ridge)
         factor, failed_at = torch.linalg.cholesky_ex(shifted)
         if not failed_at.any() and factor.diagonal(dim1=-2, dim2=-1).isfinite().all():
             return damped, factor

@@ -10,7 +10,8 @@ from leap.layerwise.linalg import block_bounds, damped_cholesky, inverse_factor
 from leap.layerwise.selection import Target, keep_largest, prune_count, select_mask
 from leap.layerwise.statistics import InputStatistics
 
-# Shapes: O output rows, I input columns, B columns of a block, R columns not yet done (the block first).
+# Shapes: O output rows, I input columns, B columns of a block, R columns not yet done (the block first); in a batch of
+# systems, R rows.
 
 # Elements of the row-wise [rows, B, B] systems solved at once: 16 MiB in fp32.
 _SYSTEM_ELEMENTS = 2**22
@@ -73,15 +74,25 @@ def thanos(
 
 
 def _multipliers(w_OB: Tensor, pruned_OB: Tensor, inverse_BB: Tensor) -> Tensor:
-    """λ [out, B], zero on kept weights, with λ·H⁻¹ = w on the pruned ones: a system of its own for each row."""
-    lambda_OB = torch.empty_like(w_OB)
-    width = w_OB.shape[1]
-    # Scaled like the matrix itself, so that damping means the same for all of a system.
-    identity = torch.diag(inverse_BB.diagonal().mean().expand(width))
-    for rows in torch.arange(len(w_OB), device=w_OB.device).split(max(1, _SYSTEM_ELEMENTS // width**2)):
-        pruned = pruned_OB[rows]
-        # Rows and columns of kept weights are replaced by those of the identity, so all systems have one size.
-        both = pruned[:, :, None] & pruned[:, None, :]
-        _, factor = damped_cholesky(torch.where(both, inverse_BB, identity), 0.0)
-        lambda_OB[rows] = torch.cholesky_solve((w_OB[rows] * pruned)[:, :, None], factor)[:, :, 0]
+    """λ [out, B], zero on kept weights, with λ·H⁻¹ = w on the pruned ones: a system of its own for each row.
+
+    P: the most weights that any row of a batch loses.
+    """
+    lambda_OB = torch.zeros_like(w_OB)
+    counts = pruned_OB.sum(1)
+    scale = inverse_BB.diagonal().mean()
+    # Rows that lose about as many weights are solved together: a system is hardly larger than it has to be.
+    for rows in counts.argsort().split(max(1, _SYSTEM_ELEMENTS // w_OB.shape[1] ** 2)):
+        size = int(counts[rows].max())
+        columns_RP = pruned_OB[rows].byte().argsort(dim=1, descending=True, stable=True)[:, :size]
+        filled_RP = torch.arange(size, device=w_OB.device) < counts[rows, None]
+        both_RPP = filled_RP[:, :, None] & filled_RP[:, None, :]
+        # What a row has less than P is filled up with the identity, scaled like the matrix itself, so that damping
+        # means the same for all of a system.
+        identity_PP = torch.diag(scale.expand(size))
+        system_RPP = torch.where(both_RPP, inverse_BB[columns_RP[:, :, None], columns_RP[:, None, :]], identity_PP)
+        _, factor_RPP = damped_cholesky(system_RPP, 0.0)
+        right_RP = w_OB[rows].gather(1, columns_RP) * filled_RP
+        solved_RP = torch.cholesky_solve(right_RP[:, :, None], factor_RPP)[:, :, 0]
+        lambda_OB[rows] = torch.zeros_like(w_OB[rows]).scatter(1, columns_RP, solved_RP)
     return lambda_OB

@@ -76,6 +76,11 @@ def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Pat
     assert leap["real_sparsity"] == fitted["real_sparsity"] == 0.5
     assert (leap["weights_changed"], fitted["weights_changed"]) == (False, True)
     assert fitted["seconds"] >= leap["seconds"]
+    against = leap["against"][leap["rival"]]
+    assert against["nll"]["words"]["pairs"] == 32
+    assert against["mean_accuracy"] == against["tasks"]["cloze"]
+    assert results["chance"] == {"cloze": 0.25}
+    assert "difference of" in text
     assert results["training"]["leap@0.5"]["step"] == list(range(120))
 
 
