@@ -501,8 +501,8 @@ extern "C" int leap_best_isa() {
   return kScalar;
 }
 
-// The one that LEAP_CPU_ISA names, -1 if this CPU has none of that name; without it the best. Asked at every call, so here:
-// looking into the environment from Python takes longer than a small matrix.
+// The one that LEAP_CPU_ISA names, -1 if this CPU has none of that name; without it the best. Asked at every call, and
+// so here: looking into the environment from Python takes longer than a small matrix.
 static int chosen_isa() {
   static const int best = leap_best_isa();
   const char* wanted = std::getenv("LEAP_CPU_ISA");
