@@ -27,8 +27,9 @@ CPU_MEMORY, GPU_MEMORY = 1.2e10, 3e12
 TOKEN_OVERHEAD = 5e-3
 #: Seconds that starting a group of workers takes.
 WORKER_START = 12.0
-#: Steps of about in²·out multiplications that a solver makes in each layer.
-_SOLVER_STEPS = {"sparsegpt": 1, "thanos": 2, "admm": 21, "alps": 300, "optima": 100}
+#: What a solver takes in each layer, in products of in²·out multiplications at EFFICIENCY: layers of 576 × 576 and
+#: 576 × 1536 at 60 %, CPU time beside other work (docs/log.md, 2026-11-25). Those that iterate stop when they settle.
+_SOLVER_STEPS = {"sparsegpt": 10, "thanos": 43, "admm": 28, "alps": 100, "optima": 40}
 #: A question of a zero-shot task: choices times tokens of each with its context.
 _TASK_TOKENS = 4 * 100
 
