@@ -14,6 +14,8 @@ from typing import Any
 import ray
 import torch
 
+from pipeline.errors import UserError
+
 #: Where Ray reads the port of a cluster that it starts.
 _PORT = "RAY_GCS_SERVER_PORT"
 
@@ -38,15 +40,31 @@ def _start_here(quiet: dict[str, Any]) -> None:
     root = Path(__file__).resolve().parents[1]
     paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    try:
+        _init(variables, quiet)
+    except Exception:  # Ray raises nothing more special
+        # Its processes wait for one another for half a minute each; on a busy machine, or just after the installation,
+        # when nothing is in the file cache yet, that may be too short once.
+        try:
+            _init(variables, quiet)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"Ray does not start on this machine: {reason}. Where the machine is busy, run the same command again "
+                "later; the logs are in /tmp/ray/session_latest/logs"
+            ) from error
+
+
+def _init(variables: dict[str, str], quiet: dict[str, Any]) -> None:
     with _known_port() as port:
         # Ray Train frees the places of killed workers through the state API, which gives up where it finds a second
         # cluster on the machine, unless it is told which is its own.
-        variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
+        address = f"{ray.util.get_node_ip_address()}:{port}"
         ray.init(
             num_cpus=int(resources()["CPU"]),
             include_dashboard=True,  # without it, a killed worker group is never cleaned up
             dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": {**variables, "RAY_ADDRESS": address}},
             **quiet,
         )
 
