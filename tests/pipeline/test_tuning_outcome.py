@@ -167,7 +167,7 @@ def searched(against: Cost | None, directory: Path) -> tuple[Summary, dict[str, 
     (directory / "s.yaml").write_text("parameters: {learning_rate: {low: 1.0e-3, high: 0.1}, noise: [true, false]}\n")
     found = space.load(str(directory / "s.yaml"), config, "leap")
     wanted = make_search(config, "leap", found, Options(against=against))
-    extra = {"steps": 150} if against else {}
+    extra = {"steps": 100} if against else {}
     trials = [
         trial(i, 3 + math.sin(i), tokens=100 * i, learning_rate=0.001 * i, noise=i % 2 == 0, **extra)
         for i in range(1, 13)
