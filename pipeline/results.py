@@ -23,7 +23,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
     """Results of a plan whose stages are all finished."""
     config = plan.config
     rows, chance, clear = table_rows(plan, _variant)
-    _add_speeds(rows, plan, config.model.dtype)
+    _add_speeds(rows, [(work.variant, benchmark.result(work.stage)) for work in plan.speeds], config.model.dtype)
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
@@ -81,17 +81,15 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     return row
 
 
-def _add_speeds(rows: list[dict[str, Any]], plan: Plan, dtype: str) -> None:
+def _add_speeds(rows: list[dict[str, Any]], speeds: list[tuple[Variant, dict[str, Any]]], dtype: str) -> None:
     """Give each measured variant what was found, and its tokens a second, in ``dtype`` where that was measured.
 
     A mean over seeds gets what was found of the seed that was measured. The dense model was measured beside each
     variant: its row gets the median.
     """
-    speeds = {work.variant.name: benchmark.result(work.stage) for work in plan.speeds}
     dense = []
     for row in rows:
-        measured = [work.variant.name for work in plan.speeds if _stands_for(row, work.variant)]
-        for found in (speeds[name] for name in measured):
+        for found in (speed for variant, speed in speeds if _stands_for(row, variant)):
             decode = found["decode"].get(dtype) or next(iter(found["decode"].values()))
             dense.append(decode["dense"]["tokens_per_second"])
             row |= {"speed": found, "decode_tokens_per_second": decode["sparse"]["tokens_per_second"]}

@@ -14,6 +14,7 @@ from leap.packed import MaskFile
 from leap.surgery import prunable_linears
 from pipeline import models
 from pipeline.config import BenchmarkConfig, ModelConfig
+from pipeline.plan import Variant
 from pipeline.results import _add_speeds
 from pipeline.speed import decode, matrices
 from pipeline.stages import benchmark
@@ -84,13 +85,15 @@ def test_the_dense_row_gets_the_median_and_the_models_own_number_type_counts() -
         found = {"dense": {"tokens_per_second": dense}, "sparse": {"tokens_per_second": sparse}}
         return {"decode": {"bfloat16": {"dense": {}, "sparse": {}}, "float32": found}}
 
-    rows: list[dict[str, Any]] = [{"name": name} for name in ("dense", "wanda@0.5", "leap@0.5", "leap@0.6", "leap@0.7")]
-    speeds = {"leap@0.5": measured(10, 15), "leap@0.6": measured(12, 18), "leap@0.7": measured(11, 20)}
-    _add_speeds(rows, speeds, "float32")
-    assert [row.get("decode_tokens_per_second") for row in rows] == [11, None, 15, 18, 20]
-    untouched: list[dict[str, Any]] = [{"name": "dense"}]
-    _add_speeds(untouched, {}, "float32")
-    assert untouched == [{"name": "dense"}]
+    names = [("dense", None), ("wanda", 0.5), ("leap", 0.5), ("leap", 0.6), ("leap", 0.7)]
+    rows: list[dict[str, Any]] = [{"method": method, "target_sparsity": sparsity} for method, sparsity in names]
+    rows[3:3] = [{**rows[2], "mean": "leap@0.5"}]  # one of several seeds; the row before it is their mean
+    found = {0.5: measured(10, 15), 0.6: measured(12, 18), 0.7: measured(11, 20)}
+    _add_speeds(rows, [(Variant("leap", sparsity), speed) for sparsity, speed in found.items()], "float32")
+    assert [row.get("decode_tokens_per_second") for row in rows] == [11, None, 15, None, 18, 20]
+    untouched: list[dict[str, Any]] = [{"method": "dense", "target_sparsity": None}]
+    _add_speeds(untouched, [], "float32")
+    assert "decode_tokens_per_second" not in untouched[0]
 
 
 @pytest.mark.parametrize("dtypes", [[], ["float32", "float32"]])
