@@ -69,7 +69,7 @@ def test_the_report_opens_without_errors_and_shows_every_section(
     page = opened(write_page(results, make_figures(results), tmp_path / "report.html"), scheme)
     for heading in SECTIONS:
         assert page.get_by_role("heading", name=heading, exact=True).is_visible()
-    assert page.locator("figure svg").count() == 12
+    assert page.locator("figure svg").count() == 13
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
