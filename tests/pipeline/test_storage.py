@@ -117,6 +117,10 @@ def test_a_remote_directory_that_is_not_finished_has_no_copy(tmp_path: Path) -> 
         StageDir(f"memory://{tmp_path.name}", "prior", "wanda@0.5", "a").path()
 
 
+def _fill_memory(files: dict[str, bytes]) -> None:
+    fsspec.filesystem("memory").pipe(files)
+
+
 def _read_scores(stage: StageDir) -> str:
     return (stage.path() / "block" / "scores.txt").read_text()
 
@@ -124,9 +128,12 @@ def _read_scores(stage: StageDir) -> str:
 def test_many_readers_at_once_get_one_whole_copy(tmp_path: Path) -> None:
     stage = StageDir(f"memory://{tmp_path.name}", "prior", "wanda@0.5", "a")
     fill(stage)
-    # Processes, not threads: fsspec's memory files share one position. Forked, each has the store's content.
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.map(_read_scores, [stage] * 12)
+    store = fsspec.filesystem("memory")
+    files = {name: store.cat_file(name) for name in store.find(f"/{tmp_path.name}")}
+    # Processes, not threads: fsspec's memory files share one position. Each has its own copy of the store, and all have
+    # one cache. Not forked: after other tests this process has threads, whose locks a fork would hold for ever.
+    with multiprocessing.get_context("spawn").Pool(4, initializer=_fill_memory, initargs=(files,)) as pool:
+        found = pool.map(_read_scores, [stage] * 12, chunksize=1)
     assert set(found) == {"scores"}
     copies = list((tmp_path / "cache" / "leap-prune" / "stages").iterdir())
     assert copies == [stage.path()]
@@ -140,7 +147,7 @@ def _write_many(path: Path, who: str) -> None:
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "latest.json"
     write_atomically(path, json.dumps(["c"] * 2000))
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_many, args=(path, who)) for who in "ab"]
     for writer in writers:
         writer.start()
