@@ -77,7 +77,7 @@ def confirm_config(
             "sparsities": [sparsity],
             "learn": entries,
             "prior": config.prior.model_copy(update={"methods": []}),
-            "evaluate": EvaluateConfig(batch_rows=config.evaluate.batch_rows),
+            "evaluate": EvaluateConfig(batch_rows=config.evaluate.batch_rows, samples=None),
             "benchmark": None,
         }
     )
@@ -106,7 +106,7 @@ def confirm(
         with run.child(f"confirm-seed-{seed}", {"stage": "confirm", "seed": str(seed)}) as child:
             Flow(plan, console, child).execute()
             for cell in plan.measurements:
-                if cell.variant.method in contenders:
+                if cell.kind == "perplexity" and cell.variant.method in contenders:
                     found = evaluate.result(cell.stage)["nll"]
                     nll.setdefault(cell.subject, {}).setdefault(cell.variant.method, []).append(found)
                     child.log_metrics({f"nll.{cell.variant.method}.{cell.subject}": found})
