@@ -46,6 +46,7 @@ from pipeline import recipe
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 ray.train.report = lambda metrics: None
+ray.get = lambda sent: None  # the board below has heard it already
 
 
 def push(event):
