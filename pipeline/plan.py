@@ -197,9 +197,10 @@ def make_plan(config: RunConfig) -> Plan:
     if config.benchmark:
         for variant in plan.variants:
             # Those whose mask was learned, of several seeds the first. New weights for a mask change no time.
-            was_learned = variant.made_by is not None and variant.made_by.stage == "learn"
+            if variant.made_by is None or variant.made_by.stage != "learn":
+                continue
             first = variant.seed is None or variant.seed == config.learn[variant.method].seeds[0]
-            if variant.export and was_learned and first:
+            if variant.export and first:
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from pipeline.errors import UserError
 
 #: Where Ray reads the port of a cluster that it starts.
 _PORT = "RAY_GCS_SERVER_PORT"
+#: Name of Ray Data's threads that read ahead of an iterator, and how long they may outlive it (seconds).
+_READ_AHEAD, _PATIENCE = "iter_threaded", 10.0
 
 
 def start_ray() -> None:
@@ -30,6 +34,19 @@ def start_ray() -> None:
     else:
         _start_here(quiet)
     end_in_order_when_terminated()  # again: ray.init sets a handler of its own
+    atexit.register(stop_ray)  # before the one that Ray registered when it was imported
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end it where it was started for this process.
+
+    Ray Data's threads outlive their iterator by a moment. One that calls Ray after its end would end this process with
+    exit code 1 and not a word, so they are waited for.
+    """
+    for thread in threading.enumerate():
+        if thread.name == _READ_AHEAD:
+            thread.join(_PATIENCE)
+    ray.shutdown()
 
 
 def _start_here(quiet: dict[str, Any]) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from conftest import sentences
 
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import load_tokenizer
-from pipeline.ray_cluster import start_ray
+from pipeline.ray_cluster import start_ray, stop_ray
 from pipeline.rows import PackedRows
 from pipeline.stages import calibrate
 from pipeline.storage import StageDir
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.ray
 def cluster() -> Iterator[None]:
     start_ray()
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 def _run(

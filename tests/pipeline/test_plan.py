@@ -311,3 +311,9 @@ def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base:
     assert [w.sparsities for w in plan_of(tiny, alone).learns] == [(0.5,)]
     with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
         plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])
+
+
+def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
+    """Speed is that of a learned mask, once: of the first seed, and not again for other weights."""
+    plan = plan_of(tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]"])
+    assert [speed.variant.name for speed in plan.speeds] == ["leap.seed3@0.5"]
