@@ -99,15 +99,12 @@ def _wait_for(port: int) -> None:
     raise AssertionError("the head node did not come up")
 
 
-def test_a_submitted_job_runs_the_pipeline(
-    bare_python: Path, cluster: tuple[str, dict[str, str]], tiny: Path, tmp_path: Path
-) -> None:
+def _submitted(bare_python: Path, cluster: tuple[str, dict[str, str]], *command: str) -> str:
+    """What a job prints that runs ``pipeline/run.py`` with these arguments."""
     address, environment = cluster
     submit = [str(bare_python), "-m", "ray.scripts.scripts", "job", "submit", f"--address={address}"]
-    job = ["--", "python", "pipeline/run.py", "run", "--recipe", str(tiny / "tiny.yaml"), f"output={tmp_path}"]
-    short = ["learn.leap.settings.steps=4", "evaluate.cloze=null"]
     done = subprocess.run(
-        [*submit, "--working-dir", ".", *job, *short],
+        [*submit, "--working-dir", ".", "--", "python", "pipeline/run.py", *command],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -115,9 +112,29 @@ def test_a_submitted_job_runs_the_pipeline(
         timeout=600,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert "leap@0.5" in done.stdout
     assert "succeeded" in done.stdout
+    return done.stdout
+
+
+def test_a_submitted_job_runs_the_pipeline(
+    bare_python: Path, cluster: tuple[str, dict[str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    short = ["learn.leap.settings.steps=4", "evaluate.cloze=null", f"output={tmp_path}"]
+    printed = _submitted(bare_python, cluster, "run", "--recipe", str(tiny / "tiny.yaml"), *short)
+    assert "leap@0.5" in printed
     assert (tmp_path / "tiny" / "report.html").exists()
+
+
+def test_a_submitted_job_searches(
+    bare_python: Path, cluster: tuple[str, dict[str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    short = ["learn.leap.settings.steps=4", f"output={tmp_path}"]
+    search = ["tune", "--recipe", str(tiny / "tiny.yaml"), "--space", "rate", "--trials", "3"]
+    printed = _submitted(bare_python, cluster, *search, *short)
+    assert "3 trials" in printed
+    (directory,) = (tmp_path / "tiny" / "tune").iterdir()
+    assert (directory / "winner.yaml").exists()
+    assert (directory / "report.html").exists()
 
 
 def test_a_client_without_the_token_is_refused(
