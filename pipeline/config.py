@@ -87,10 +87,21 @@ class PriorConfig(Section):
     """Layer-wise methods that get a row in the table. The priors of ``learn`` are computed in any case."""
     scope: Literal["row", "layer"] = "row"
     """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
+    pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
+    """N:M: keep N of every M consecutive columns, as in "2:4". The sparsities have to be 1 - N/M."""
+    options: dict[Method, dict[str, bool | int | float | str]] = {}
+    """Options of methods, by name of the method: ``{admm: {schedule: cubic, precision: float64}}``."""
     rows: int = Field(default=128, gt=0)
     """Calibration rows that the statistics are taken from."""
     batch_rows: int = Field(default=8, gt=0)
     """Rows in one forward pass."""
+    spill: bool = False
+    """Hold the hidden states of all rows in a temporary file in place of memory."""
+
+    @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """The pattern as (N, M)."""
+        return None if self.pattern is None else tuple(map(int, self.pattern.split(":")))  # type: ignore[return-value]
 
     @model_validator(mode="after")
     def _methods_are_named_once(self) -> PriorConfig:
@@ -285,6 +296,13 @@ class RunConfig(Section):
             )
         if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
             raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
+        if self.prior.kept_of:
+            keep, group = self.prior.kept_of
+            if any(abs(sparsity - (1 - keep / group)) > 1e-6 for sparsity in self.sparsities):
+                raise ValueError(
+                    f"prior.pattern: {self.prior.pattern} has a sparsity of {1 - keep / group:g}, and sparsities is "
+                    f"{self.sparsities}"
+                )
         unknown = [name for name in self.reconstruct if name not in self.learn]
         if unknown:
             raise ValueError(f"reconstruct: {unknown[0]} is none of learn ({', '.join(self.learn) or 'none'})")

@@ -11,9 +11,9 @@ import fsspec
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from leap.layerwise import METHODS
+from leap.layerwise import METHODS, InputStatistics, Target
 from pipeline import corpora, local_text, models
-from pipeline.config import RunConfig
+from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
@@ -46,6 +46,7 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
     warnings = _corpora(plan) + _tasks(config)
     sizes = measure(config)
+    _prior(config.prior, sizes)
     _disk(plan, sizes)
     _texts(plan, tokenizer)
     return sizes, warnings
@@ -88,6 +89,20 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"than the {corpus.tokens} asked for"
                 + (f" in whole rows of {length}" if tokens >= corpus.tokens else "")
             )
+
+
+def _prior(prior: PriorConfig, sizes: Sizes) -> None:
+    """Check that the pattern divides each layer, and the options of methods by pruning a small layer with them."""
+    if prior.kept_of and any(columns % prior.kept_of[1] for columns in sizes.columns):
+        columns = ", ".join(map(str, sorted(sizes.columns)))
+        raise UserError(f"prior.pattern: {prior.pattern} does not divide layers of {columns} inputs")
+    for name, options in prior.options.items():
+        stats = InputStatistics(8, needs="gram")
+        stats.update(torch.eye(8))
+        try:
+            METHODS[name](torch.ones(8, 8), stats, Target(0.5), **dict(options))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"prior.options.{name}: {error}") from error
 
 
 def _tasks(config: RunConfig) -> list[str]:

@@ -45,6 +45,8 @@ class Sizes:
     vocabulary: int
     shapes: int
     """Different shapes among the prunable layers."""
+    columns: frozenset[int]
+    """Numbers of inputs that prunable layers have."""
 
 
 def measure(config: RunConfig) -> Sizes:
@@ -80,4 +82,5 @@ def measure(config: RunConfig) -> Sizes:
         solve=sum(linear.in_features * linear.weight.numel() for linear in masked),
         vocabulary=text.vocab_size,
         shapes=len({linear.weight.shape for linear in masked}),
+        columns=frozenset(linear.in_features for linear in masked),
     )

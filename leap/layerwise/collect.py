@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def collect_statistics(
-    linears: Mapping[str, nn.Linear], needs: Literal["norm", "gram"]
+    linears: Mapping[str, nn.Linear], needs: Literal["norm", "gram"], dtype: torch.dtype = torch.float32
 ) -> Iterator[dict[str, InputStatistics]]:
     """Within the context, forwards add to the statistics of each layer's inputs.
 
@@ -27,13 +27,13 @@ def collect_statistics(
 
     Args:
         linears: by name, each on the device it runs on.
-        needs: what to keep, see ``InputStatistics``.
+        needs, dtype: what to keep, and in which precision, see ``InputStatistics``.
     """
     statistics = {
-        name: InputStatistics(linear.in_features, needs, device=linear.weight.device)
+        name: InputStatistics(linear.in_features, needs, dtype, linear.weight.device)
         for name, linear in linears.items()
     }
-    shared = _LastBatch(needs)
+    shared = _LastBatch(needs, dtype)
     with ExitStack() as hooks:
         for name, linear in linears.items():
             hooks.callback(linear.register_forward_pre_hook(_adder(statistics[name], shared)).remove)
@@ -47,15 +47,15 @@ def collect_statistics(
 class _LastBatch:
     """Statistics of the tensor seen last, which is held so that no other tensor can take its identity."""
 
-    def __init__(self, needs: Literal["norm", "gram"]) -> None:
-        self._needs = needs
+    def __init__(self, needs: Literal["norm", "gram"], dtype: torch.dtype) -> None:
+        self._needs, self._dtype = needs, dtype
         self._input: Tensor | None = None
         self._statistics: InputStatistics | None = None
 
     def statistics_of(self, x: Tensor) -> InputStatistics:
         if self._statistics is None or x is not self._input:
             self._input = x
-            self._statistics = InputStatistics(x.shape[-1], self._needs, device=x.device)
+            self._statistics = InputStatistics(x.shape[-1], self._needs, self._dtype, x.device)
             self._statistics.update(x)
         return self._statistics
 

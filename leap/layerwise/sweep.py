@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leap.layerwise.activations import Activations, on_device
-from leap.layerwise.base import LayerResult, Needs
+from leap.layerwise.base import LayerResult, Needs, compute_dtype
 from leap.layerwise.collect import collect_statistics
 from leap.layerwise.methods import METHODS
 from leap.layerwise.reconstruct import reconstruct
@@ -50,7 +50,7 @@ def sweep(
         batch_rows: rows in one forward.
         device: where to bring one block at a time for forwards and pruning; None works where the model is.
         spill_dir: folder for a temporary file that holds the hidden states.
-        options: keyword arguments of the method.
+        options: keyword arguments of the method; with ``precision="float64"`` the statistics are float64 too.
         progress: called with (layers pruned, layers in all) after each layer.
 
     Yields:
@@ -82,6 +82,7 @@ def sweep(
         chosen.name,
         chosen.needs,
         prune,
+        dtype=compute_dtype((options or {}).get("precision", "float32")),
         batch_rows=batch_rows,
         device=torch.device(device) if device is not None else None,
         spill_dir=spill_dir,
@@ -155,6 +156,7 @@ def _sweep(
     needs: Needs,
     prune: Callable[[str, Tensor, InputStatistics | None], LayerResult],
     *,
+    dtype: torch.dtype = torch.float32,
     batch_rows: int,
     device: torch.device | None,
     spill_dir: Path | None,
@@ -176,7 +178,7 @@ def _sweep(
                 statistics: dict[str, InputStatistics] = {}
                 if activations is not None:
                     assert needs != "none"
-                    with collect_statistics(linears, needs) as statistics:
+                    with collect_statistics(linears, needs, dtype) as statistics:
                         activations.run(block, index, advance=False)
                 for name, linear in linears.items():
                     results[name] = _install(name, linear, method, statistics.pop(name, None), prune)

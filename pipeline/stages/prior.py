@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,24 @@ def run(
     loaded = models.load_model(model)
     rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
     # Magnitude compared within a row or not makes a method of its own; the usual one compares within the layer.
-    target = Target(sparsity, "layer" if method == "magnitude" else prior.scope)
+    target = Target(sparsity, "layer" if method == "magnitude" else prior.scope, prior.kept_of)
+    options = dict(prior.options.get(method, {}))  # type: ignore[call-overload]
     with stage.work() as (directory, facts):
-        results = sweep(loaded, rows, method, target, batch_rows=prior.batch_rows, device=_device())
+        results = sweep(
+            loaded,
+            rows,
+            method,
+            target,
+            batch_rows=prior.batch_rows,
+            device=_device(),
+            spill_dir=_spill_dir(prior),
+            options=options,
+        )
         _write(directory, decoder_blocks(loaded)[0], chosen.changes_weights, results)
         facts |= {
             "method": method,
             "sparsity": sparsity,
-            "scope": target.scope,
+            "scope": prior.pattern or target.scope,
             "changes_weights": chosen.changes_weights,
         }
         facts["rows"] = 0 if rows is None else len(rows)
@@ -81,6 +92,7 @@ def reconstruct(
             lambda name: masks(names.index(name), name),
             batch_rows=prior.batch_rows,
             device=_device(),
+            spill_dir=_spill_dir(prior),
         )
         _write(directory, decoder_blocks(loaded)[0], True, results)
         facts |= {"sparsity": sparsity, "scope": scope, "changes_weights": True}
@@ -105,6 +117,10 @@ def learned_masks(source: StageDir, names: list[str], sparsity: float, scope: Sc
 def _rows(calibration: StageDir, prior: PriorConfig, seed: int) -> Tensor:
     packed = PackedRows(calibration.path(), shuffle=seed)
     return torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
+
+
+def _spill_dir(prior: PriorConfig) -> Path | None:
+    return Path(tempfile.gettempdir()) if prior.spill else None
 
 
 def _device() -> str | None:
