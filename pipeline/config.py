@@ -87,8 +87,8 @@ class PriorConfig(Section):
     """Layer-wise methods that get a row in the table. The priors of ``learn`` are computed in any case."""
     scope: Literal["row", "layer"] = "row"
     """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
-    pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
-    """N:M: keep N of every M consecutive columns, as in "2:4". The sparsities have to be 1 - N/M."""
+    pattern: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """N:M: keep N of every M consecutive columns, as in ``[2, 4]``. The sparsities have to be 1 - N/M."""
     options: dict[Method, dict[str, bool | int | float | str]] = {}
     """Options of methods, by name of the method: ``{admm: {schedule: cubic, precision: float64}}``."""
     rows: int = Field(default=128, gt=0)
@@ -98,10 +98,14 @@ class PriorConfig(Section):
     spill: bool = False
     """Hold the hidden states of all rows in a temporary file in place of memory."""
 
-    @property
-    def kept_of(self) -> tuple[int, int] | None:
-        """The pattern as (N, M)."""
-        return None if self.pattern is None else tuple(map(int, self.pattern.split(":")))  # type: ignore[return-value]
+    def scope_of(self, method: str) -> Literal["row", "layer"]:
+        """Within what a method holds the sparsity, where there is no pattern."""
+        # Compared within a row or not, magnitude would be two methods; the usual one compares within the layer.
+        return "layer" if method == "magnitude" else self.scope
+
+    def scope_name(self, method: str) -> str:
+        """``row``, ``layer`` or a pattern such as ``2:4``."""
+        return "{}:{}".format(*self.pattern) if self.pattern else self.scope_of(method)
 
     @model_validator(mode="after")
     def _methods_are_named_once(self) -> PriorConfig:
@@ -296,11 +300,11 @@ class RunConfig(Section):
             )
         if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
             raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
-        if self.prior.kept_of:
-            keep, group = self.prior.kept_of
+        if self.prior.pattern:
+            keep, group = self.prior.pattern
             if any(abs(sparsity - (1 - keep / group)) > 1e-6 for sparsity in self.sparsities):
                 raise ValueError(
-                    f"prior.pattern: {self.prior.pattern} has a sparsity of {1 - keep / group:g}, and sparsities is "
+                    f"prior.pattern: {keep}:{group} has a sparsity of {1 - keep / group:g}, and sparsities is "
                     f"{self.sparsities}"
                 )
         unknown = [name for name in self.reconstruct if name not in self.learn]

@@ -177,7 +177,7 @@ def make_plan(config: RunConfig) -> Plan:
     for sparsity in config.sparsities:
         for method in config.prior.methods:
             made = plan.priors[method, sparsity]
-            scope = config.prior.pattern or ("layer" if method == "magnitude" else config.prior.scope)
+            scope = config.prior.scope_name(method)
             export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
             plan.variants.append(Variant(method, sparsity, scope, export, made))
         for name, seed, learned in _learning_runs(config):

@@ -93,9 +93,9 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _prior(prior: PriorConfig, sizes: Sizes) -> None:
     """Check that the pattern divides each layer, and the options of methods by pruning a small layer with them."""
-    if prior.kept_of and any(columns % prior.kept_of[1] for columns in sizes.columns):
+    if prior.pattern and any(columns % prior.pattern[1] for columns in sizes.columns):
         columns = ", ".join(map(str, sorted(sizes.columns)))
-        raise UserError(f"prior.pattern: {prior.pattern} does not divide layers of {columns} inputs")
+        raise UserError(f"prior.pattern: groups of {prior.pattern[1]} do not divide layers of {columns} inputs")
     for name, options in prior.options.items():
         stats = InputStatistics(8, needs="gram")
         stats.update(torch.eye(8))

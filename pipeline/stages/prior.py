@@ -41,8 +41,7 @@ def run(
     chosen = METHODS[method]
     loaded = models.load_model(model)
     rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
-    # Magnitude compared within a row or not makes a method of its own; the usual one compares within the layer.
-    target = Target(sparsity, "layer" if method == "magnitude" else prior.scope, prior.kept_of)
+    target = Target(sparsity, prior.scope_of(method), prior.pattern)
     options = dict(prior.options.get(method, {}))  # type: ignore[call-overload]
     with stage.work() as (directory, facts):
         results = sweep(
@@ -59,7 +58,7 @@ def run(
         facts |= {
             "method": method,
             "sparsity": sparsity,
-            "scope": prior.pattern or target.scope,
+            "scope": prior.scope_name(method),
             "changes_weights": chosen.changes_weights,
         }
         facts["rows"] = 0 if rows is None else len(rows)

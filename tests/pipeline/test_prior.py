@@ -40,7 +40,7 @@ def _prune(tmp_path: Path, tiny: Path, calibration: StageDir, method: str, **set
 
 def test_a_pattern_holds_in_every_group(tmp_path: Path, tiny: Path, calibration: StageDir) -> None:
     for method in ("magnitude", "wanda", "admm"):
-        pruned = _prune(tmp_path, tiny, calibration, method, pattern="1:2")
+        pruned = _prune(tmp_path, tiny, calibration, method, pattern=(1, 2))
         assert pruned["facts"]["scope"] == "1:2"
         for mask in pruned["masks"].values():
             assert mask.reshape(len(mask), -1, 2).sum(-1).eq(1).all()
