@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -89,7 +89,7 @@ class PriorConfig(Section):
     """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
     pattern: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """N:M: keep N of every M consecutive columns, as in ``[2, 4]``. The sparsities have to be 1 - N/M."""
-    options: dict[Method, dict[str, bool | int | float | str]] = {}
+    options: dict[Method, dict[str, Any]] = {}
     """Options of methods, by name of the method: ``{admm: {schedule: cubic, precision: float64}}``."""
     rows: int = Field(default=128, gt=0)
     """Calibration rows that the statistics are taken from."""
@@ -98,12 +98,12 @@ class PriorConfig(Section):
     spill: bool = False
     """Hold the hidden states of all rows in a temporary file in place of memory."""
 
-    def scope_of(self, method: str) -> Literal["row", "layer"]:
+    def scope_of(self, method: Method) -> Literal["row", "layer"]:
         """Within what a method holds the sparsity, where there is no pattern."""
         # Compared within a row or not, magnitude would be two methods; the usual one compares within the layer.
         return "layer" if method == "magnitude" else self.scope
 
-    def scope_name(self, method: str) -> str:
+    def scope_name(self, method: Method) -> str:
         """``row``, ``layer`` or a pattern such as ``2:4``."""
         return "{}:{}".format(*self.pattern) if self.pattern else self.scope_of(method)
 

@@ -155,12 +155,12 @@ def make_plan(config: RunConfig) -> Plan:
 
     wanted = [(m, s) for m in config.prior.methods for s in config.sparsities]
     wanted += [(c.settings.prior, s) for c in config.learn.values() for s in config.sparsities]
-    layer_wise_inputs = [calibration.key, config.prior.model_dump(mode="json", exclude={"methods"}), config.seed]
+    rows = [calibration.key, config.prior.rows, config.prior.batch_rows, config.seed]
     for method, sparsity in dict.fromkeys(wanted):
-        inputs = layer_wise_inputs if METHODS[method].needs != "none" else []
-        plan.priors[method, sparsity] = place(
-            "prior", f"{method}@{sparsity:g}", prior.VERSION, model, method, sparsity, inputs
-        )
+        inputs = rows if METHODS[method].needs != "none" else []
+        asked = [sparsity, config.prior.scope_name(method), config.prior.options.get(method, {})]
+        key = [prior.VERSION, model, method, asked, inputs]
+        plan.priors[method, sparsity] = place("prior", f"{method}@{sparsity:g}", *key)
 
     def learn_work(name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> LearnWork:
         """The learning run that serves an entry of ``learn`` at a sparsity."""
@@ -186,7 +186,7 @@ def make_plan(config: RunConfig) -> Plan:
                 plan.learns.append(work)
             made_by = {name: work.stage}
             if name in config.reconstruct:
-                key = [prior.VERSION, work.stage.key, layer_wise_inputs]
+                key = [prior.VERSION, work.stage.key, rows]
                 fitted = place("reconstruct", variant_name(f"{name}+weights", seed, sparsity), *key)
                 plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
                 made_by[f"{name}+weights"] = fitted

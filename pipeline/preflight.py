@@ -94,14 +94,16 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
 def _prior(prior: PriorConfig, sizes: Sizes) -> None:
     """Check that the pattern divides each layer, and the options of methods by pruning a small layer with them."""
     if prior.pattern and any(columns % prior.pattern[1] for columns in sizes.columns):
-        columns = ", ".join(map(str, sorted(sizes.columns)))
-        raise UserError(f"prior.pattern: groups of {prior.pattern[1]} do not divide layers of {columns} inputs")
+        found = ", ".join(map(str, sorted(sizes.columns)))
+        raise UserError(f"prior.pattern: groups of {prior.pattern[1]} do not divide layers of {found} inputs")
+    target = Target.n_m(*prior.pattern) if prior.pattern else Target(0.5)
+    columns = prior.pattern[1] if prior.pattern else 8
     for name, options in prior.options.items():
-        stats = InputStatistics(8, needs="gram")
-        stats.update(torch.eye(8))
+        stats = InputStatistics(columns, needs="gram")
+        stats.update(torch.eye(columns))
         try:
-            METHODS[name](torch.ones(8, 8), stats, Target(0.5), **dict(options))
-        except (ValueError, TypeError) as error:
+            METHODS[name](torch.ones(columns, columns), stats, target, **options)
+        except (ValueError, TypeError, torch.linalg.LinAlgError) as error:
             raise UserError(f"prior.options.{name}: {error}") from error
 
 

@@ -19,7 +19,7 @@ from leap.packed import pack, unpack
 from leap.settings import Scope
 from leap.surgery import decoder_blocks, prunable_linears
 from pipeline import models
-from pipeline.config import ModelConfig, PriorConfig
+from pipeline.config import Method, ModelConfig, PriorConfig
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.rows import PackedRows
 from pipeline.storage import StageDir
@@ -30,7 +30,7 @@ _INDEX = "index.json"
 
 def run(
     stage: StageDir,
-    method: str,
+    method: Method,
     sparsity: float,
     prior: PriorConfig,
     model: ModelConfig,
@@ -42,7 +42,6 @@ def run(
     loaded = models.load_model(model)
     rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
     target = Target(sparsity, prior.scope_of(method), prior.pattern)
-    options = dict(prior.options.get(method, {}))  # type: ignore[call-overload]
     with stage.work() as (directory, facts):
         results = sweep(
             loaded,
@@ -52,7 +51,7 @@ def run(
             batch_rows=prior.batch_rows,
             device=_device(),
             spill_dir=_spill_dir(prior),
-            options=options,
+            options=prior.options.get(method),
         )
         _write(directory, decoder_blocks(loaded)[0], chosen.changes_weights, results)
         facts |= {

@@ -78,3 +78,16 @@ def test_a_layer_that_never_ran_is_pruned_by_magnitude_and_says_so(caplog):
         pass
     assert "expert never ran" in caplog.text
     assert torch.equal(statistics["expert"].gram, torch.eye(3))
+
+
+def test_statistics_in_float64_do_not_lose_what_float32_rounds_away():
+    linear = nn.Linear(4, 2)
+    rows = 1 + 1e-6 * torch.randn(512, 4, generator=torch.Generator().manual_seed(0))
+    with collect_statistics({"it": linear}, "gram", torch.float64) as statistics:
+        for batch in rows.split(64):
+            linear(batch)
+    exact = rows.double().T @ rows.double()
+    torch.testing.assert_close(statistics["it"].gram, exact, rtol=1e-14, atol=0)
+    with collect_statistics({"it": linear}, "gram") as rounded:
+        linear(rows)
+    assert not torch.allclose(rounded["it"].gram.double(), exact, rtol=1e-14, atol=0)
