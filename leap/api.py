@@ -23,7 +23,7 @@ from leap.bernoulli import BernoulliGate
 from leap.export import apply_masks, export
 from leap.harden import exact_hardener
 from leap.hidden import with_hidden_states
-from leap.layerwise import Target, sweep
+from leap.layerwise import LayerResult, Target, sweep
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import masks_installed
 from leap.optimisers import Updater, logit_optimiser
@@ -38,7 +38,7 @@ class PruneResult:
     """A pruned model and how it came about."""
 
     model: PreTrainedModel
-    """The model that was given: plain linear layers again, pruned weights zero, all others untouched."""
+    """The model that was given: plain linear layers again, pruned weights zero."""
     sparsity: float
     """What was asked for."""
     settings: LearnSettings
@@ -84,7 +84,8 @@ def prune(
 
     Works where the model is, CPU or GPU, in its dtype, and needs 6 bytes more per prunable weight, for fp32 logits and
     Adam's moments, and another 4, for gradients, where a step has several micro-batches (``settings.optimiser`` tells
-    what the others need). Interrupted or failed, it leaves the model dense as it was.
+    what the others need). Interrupted or failed, it leaves the model dense as it was. With ``settings.weights`` on
+    ``prior``, what is kept has the prior's values in the end.
 
     Args:
         model: any causal LM whose decoder blocks hold ``nn.Linear`` layers.
@@ -109,14 +110,19 @@ def prune(
     try:
         # Magnitude is the one prior that is usually compared within the layer.
         target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
-        first_logits = {}
-        for number, (name, mask, score) in enumerate(_prior(model, rows[:prior_rows], settings, target, prior_options)):
+        first_logits, new_weights = {}, {}
+        prior = _prior(model, rows[:prior_rows], settings, target, prior_options)
+        for number, (name, (mask, weight, score)) in enumerate(prior):
             # The seeds of a pipeline run with seed 0.
             generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
             first_logits[name] = nn.Parameter(gate.initial(mask, score, generator).to(dtype))
+            if settings.weights == "prior":
+                new_weights[name] = weight
         with masks_installed(model, gate) as (state, layers):
             for name, layer in layers.items():
                 layer.logits = first_logits.pop(name)
+                if name in new_weights:
+                    layer.new_weight = nn.Parameter(new_weights[name], requires_grad=False)
             learner = MaskLearner(
                 lambda batch: model(input_ids=batch, use_cache=False).logits,
                 state,
@@ -135,14 +141,16 @@ def prune(
     finally:
         model.train(was_training)
     shapes = {name: layer.weight.shape for name, layer in layers.items()}
-    layer_sparsity = apply_masks(model, lambda _, name: (unpack(masks[name], shapes[name]), None))
+    layer_sparsity = apply_masks(model, lambda _, name: (unpack(masks[name], shapes[name]), new_weights.get(name)))
     return PruneResult(model, sparsity, settings, layer_sparsity, history, masks)
 
 
 def _prior(
     model: PreTrainedModel, rows: Tensor, settings: LearnSettings, target: Target, options: dict[str, Any] | None
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, mask and score of each layer, in module order; leaves the weights as they were.
+) -> Iterator[tuple[str, LayerResult]]:
+    """Name and result of each layer, in module order; leaves the weights as they were.
+
+    The weight of a result has the method's values where the mask keeps one, and the dense ones elsewhere.
 
     The sweep prunes in place, so that each block sees the pruned ones before it, but it is through with a block when it
     hands out the block's results: one block of dense weights is all that has to be kept.
@@ -153,13 +161,15 @@ def _prior(
         linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
         dense = [linear.weight.detach().clone() for linear in linears]
         try:
-            of_block = [next(results) for _ in linears]
+            of_block = [
+                (name, result._replace(weight=torch.where(result.mask, result.weight, weight)))
+                for weight, (name, result) in zip(dense, results, strict=False)
+            ]
         finally:
             with torch.no_grad():
                 for linear, weight in zip(linears, dense, strict=True):
                     linear.weight.copy_(weight)
-        for name, result in of_block:
-            yield name, result.mask, result.score
+        yield from of_block
 
 
 def _microbatches(rows: Tensor, settings: LearnSettings, step: int) -> Iterable[Tensor]:

@@ -84,8 +84,9 @@ class BernoulliGate:
             layer=layer,
             step=draw.index,
             noise=draw.noise,
+            out=grad_masked if grad_masked.dtype == logits.dtype else None,
         )
-        return grad.to(logits.dtype)
+        return grad
 
     def mean(self, logits: Tensor, draw: Draw) -> Tensor:
         """σ(κ·P), the probability that M > ½; without noise M itself, σ(κ·P / τ)."""

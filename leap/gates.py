@@ -62,7 +62,10 @@ class Gate(Protocol):
     def backward(
         self, grad_masked: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, layer: int, draw: Draw
     ) -> Tensor:
-        """Gradient with respect to the logits, from those with respect to M⊙W and to the three sums."""
+        """Gradient with respect to the logits, from those with respect to M⊙W and to the three sums.
+
+        It may lie where ``grad_masked`` was.
+        """
 
     def mean(self, logits: Tensor, draw: Draw) -> Tensor:
         """Probability that each gate is open, fp32 [out, in]."""

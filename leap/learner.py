@@ -20,12 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leap.gates import Draw, GateState, Mode
 from leap.harden import Hardener
 from leap.hidden import hidden_divergence
 from leap.losses import output_losses
+from leap.masked_linear import MaskedLinear
 from leap.settings import LearnSettings
 
 
@@ -217,7 +218,7 @@ class MaskLearner:
         return dict(zip(losses, means.tolist(), strict=True))
 
 
-def weight_norms(layers: Mapping[str, nn.Linear]) -> MaskedWeights:
+def weight_norms(layers: Mapping[str, MaskedLinear]) -> MaskedWeights:
     """Totals over ``layers`` whose weights are whole in this process."""
-    norm = sum(float(torch.linalg.vector_norm(layer.weight.detach().float())) for layer in layers.values())
+    norm = sum(float(torch.linalg.vector_norm(layer.masked_weight.detach().float())) for layer in layers.values())
     return MaskedWeights(sum(layer.weight.numel() for layer in layers.values()), norm)

@@ -54,18 +54,26 @@ class MaskedLinear(nn.Linear):
     """``nn.Linear`` with frozen weight and bias and trainable mask logits.
 
     It takes over the parameters of the layer it replaces, under the same names, and adds ``logits`` (fp32 or bf16,
-    [out, in]), which whoever installs it provides.
+    [out, in]), which whoever installs it provides; and where masks are learned over other weights than the dense ones,
+    ``new_weight`` (frozen, like ``weight``), which the mask then multiplies in every mode but ``dense``.
     """
 
     logits: nn.Parameter
+    new_weight: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, layer: int, gate: Gate, state: GateState) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
+        self.register_parameter("new_weight", None)
         self.layer, self.gate, self.state = layer, gate, state
         self.train(linear.training)
+
+    @property
+    def masked_weight(self) -> Tensor:
+        """What the mask multiplies, [out, in]."""
+        return self.weight if self.new_weight is None else self.new_weight
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] with the mask that the shared state's mode asks for.
@@ -76,17 +84,18 @@ class MaskedLinear(nn.Linear):
         state = self.state
         if state.mode == "dense":
             return F.linear(x, self.weight, self.bias)
+        weight = self.masked_weight
         if state.mode == "hard":
             if state.harden is None:
                 raise RuntimeError("set GateState.harden before a forward pass in the mode hard")
             mask = state.harden.mask(self.layer, self.logits)
-            return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
+            return F.linear(x, weight * mask.to(weight.dtype), self.bias)
         if state.draw is None:
             raise RuntimeError(f"set GateState.draw before a forward pass in the mode {state.mode}")
         if state.mode == "mean":
             mask = self.gate.mean(self.logits, state.draw)
-            return F.linear(x, self.weight * mask.to(self.weight.dtype), self.bias)
-        y, stats = _MaskedMatmul.apply(x, self.weight, self.bias, self.logits, self.gate, self.layer, state.draw)
+            return F.linear(x, weight * mask.to(weight.dtype), self.bias)
+        y, stats = _MaskedMatmul.apply(x, weight, self.bias, self.logits, self.gate, self.layer, state.draw)
         if state.collecting:
             state.stats.append(stats)
         return y

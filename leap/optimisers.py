@@ -6,38 +6,24 @@ whatever the number of workers the matrix is cut for, and a gradient can be cons
 Bytes per logit, parameter and state: ``adam`` 4 + 8, ``adam8bit`` 4 + 2, ``adam8bit-bf16`` 2 + 2. Where a step
 accumulates several micro-batches, it holds one gradient per logit in the dtype of the logits besides.
 
-``adam8bit`` packs both moments of Adam (Kingma and Ba, arXiv 1412.6980) into 16 bits:
-
-- v is stored on a geometric grid, 10 bits at 12 values an octave from 2**-68 to 2**17, and 0;
-- m is stored as a multiple of √v, which bounds it: by Cauchy and Schwarz
-  |m| ≤ (1 − β1) / √((1 − β2)(1 − β1²/β2)) · √v. 6 bits divide that range evenly, so what an update can be wrong by is
-  the same share of the learning rate for every logit, however small its gradient.
-
-The block-wise format of Dettmers et al. (arXiv 2110.02861) costs as much and ties state to where blocks begin. Rounding
-is stochastic, with the counter-based generator of the masks' noise: with nearest values, decay by less than half a grid
-step would never take place, neither would updates of bfloat16 logits.
+``adam8bit`` packs both moments into 16 bits, see :mod:`leap_kernels.adam8bit`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
+from leap_kernels.adam8bit import EPS, NO_MOMENTS, AdamStep, adam8bit, chunks, round_to_bf16
 from leap_kernels.mask_ops import random_words
 from torch import Tensor, nn
 
 from leap.settings import LearnSettings
 
-_EPS = 1e-8  # added to √v, as in the paper
-_FLOOR = 2.0**-68  # smallest v above 0
-_PER_OCTAVE = 12
-_RATIO = 2 ** (1 / _PER_OCTAVE)
-_V_MAX, _U_MAX = 1023, 31
-_NO_MOMENTS = (_U_MAX + 1) - (1 << 15)  # v = 0, m = 0
 # Halves of the layer number in the noise's counter that no layer of a model reaches.
 _OF_STATE, _OF_SUM = 1 << 31, 1 << 30
 
@@ -81,42 +67,28 @@ class Adam:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         m.lerp_(grad, 1 - beta1)
         v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        for part in _chunks(logits):
+        for part in chunks(logits):
             logits[part].sub_(_adam_step(m[part], v[part], rate, self.betas, place.step))
 
 
 class Adam8bit:
-    """Adam with both moments in 16 bits, see the head of the module.
+    """Adam with both moments in 16 bits, :mod:`leap_kernels.adam8bit`.
 
     Args:
-        betas: with β1² < β2, without which m has no bound, and β2 ≤ 0.99, above which rounding would drown v.
+        betas: see :class:`leap_kernels.adam8bit.AdamStep`.
         dtype: of the logits, fp32 or bfloat16.
     """
 
     def __init__(self, betas: tuple[float, float], dtype: torch.dtype) -> None:
         self.betas, self.dtype = betas, dtype
-        self.parts = {"moments": (torch.int16, float(_NO_MOMENTS))}
-        self._unit = _bound(betas) / _U_MAX
+        self.parts = {"moments": (torch.int16, float(NO_MOMENTS))}
 
     def update(self, logits: Tensor, grad: Tensor, state: State, rate: float, place: Place) -> None:
         """See :meth:`LogitOptimiser.update`."""
-        beta1, beta2 = self.betas
-        for part in _chunks(logits):
-            words = random_words(
-                part.stop - part.start,
-                seed=place.seed,
-                layer=_OF_STATE | place.layer,
-                step=place.step,
-                offset=place.offset + part.start,
-                device=logits.device,
-            )
-            g = grad[part].float()
-            m, v = unpack_moments(state["moments"][part], self._unit)
-            m.lerp_(g, 1 - beta1)
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            state["moments"][part] = pack_moments(m, v, self._unit, words)
-            moved = logits[part].float() - _adam_step(m, v, rate, self.betas, place.step)
-            logits[part] = moved if self.dtype == torch.float32 else round_to_bf16(moved, words >> 16)
+        layer = _OF_STATE | place.layer
+        adam8bit(
+            logits, grad, state["moments"], AdamStep(rate, self.betas, place.seed, layer, place.step, place.offset)
+        )
 
 
 class Updater:
@@ -171,7 +143,7 @@ class Updater:
     def _add(self, total: Tensor, grad: Tensor, layer: int, offset: int) -> Tensor:
         if total.dtype == torch.float32:
             return total.add_(grad)
-        for part in _chunks(total):
+        for part in chunks(total):
             words = random_words(
                 part.stop - part.start,
                 seed=self.seed,
@@ -191,56 +163,7 @@ def logit_optimiser(settings: LearnSettings) -> LogitOptimiser:
     return Adam8bit(settings.betas, torch.bfloat16 if settings.optimiser == "adam8bit-bf16" else torch.float32)
 
 
-def pack_moments(m: Tensor, v: Tensor, unit: float, words: Tensor) -> Tensor:
-    """int16 [n] from fp32 m and v [n], rounded so that the mean of v is kept, and that of m given the rounded v.
-
-    Args:
-        unit: step of m's grid relative to √v.
-        words: random int32 [n], of which the low 16 bits are used.
-    """
-    code = torch.log2(v / _FLOOR).mul_(_PER_OCTAVE).add_(1).floor_().clamp_(0, _V_MAX)
-    low = _grid(code)
-    gap = torch.where(code > 0, low * (_RATIO - 1), _FLOOR)
-    code = (code + ((v - low) / gap > _uniform(words))).clamp_(max=_V_MAX)
-    multiple = (m / (_grid(code).sqrt_() * unit)).nan_to_num_(0.0, 0.0, 0.0)  # m is given up where v rounds to 0
-    multiple = (multiple + _uniform(words >> 8)).floor_().clamp_(-_U_MAX, _U_MAX)
-    return (code * 64 + multiple + _NO_MOMENTS).to(torch.int16)
-
-
-def unpack_moments(packed: Tensor, unit: float) -> tuple[Tensor, Tensor]:
-    """fp32 m and v [n] from :func:`pack_moments`."""
-    bits = packed.to(torch.int32) + (1 << 15)
-    v = _grid((bits >> 6).float())
-    return ((bits & 63) - (_U_MAX + 1)).float() * unit * v.sqrt(), v
-
-
-def round_to_bf16(x: Tensor, words: Tensor) -> Tensor:
-    """Finite fp32 [n] to bfloat16, up or down at random with the mean kept; the low 16 bits of ``words`` are used."""
-    return ((x.view(torch.int32) + (words & 0xFFFF)) & -0x10000).view(torch.float32).to(torch.bfloat16)
-
-
-def _grid(code: Tensor) -> Tensor:
-    return torch.exp2((code - 1) / _PER_OCTAVE).mul_(_FLOOR).mul_(code > 0)
-
-
-def _uniform(words: Tensor) -> Tensor:
-    """Middles of 256 equal parts of (0, 1), by the lowest byte."""
-    return ((words & 0xFF).float() + 0.5) / 256
-
-
-def _bound(betas: tuple[float, float]) -> float:
-    """Least upper bound of |m| / √v."""
-    beta1, beta2 = betas
-    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
-
-
 def _adam_step(m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], step: int) -> Tensor:
     """rate · m̂ / (√v̂ + ε), the hats for bias-corrected."""
     correction1, correction2 = (1 - beta ** (step + 1) for beta in betas)
-    return m / v.sqrt().div_(math.sqrt(correction2)).add_(_EPS) * (rate / correction1)
-
-
-def _chunks(tensor: Tensor) -> Iterator[slice]:
-    """Parts whose temporaries are small, and on a CPU stay in its caches."""
-    size = 1 << (16 if tensor.device.type == "cpu" else 24)
-    return (slice(first, min(first + size, len(tensor))) for first in range(0, len(tensor), size))
+    return m / v.sqrt().div_(math.sqrt(correction2)).add_(EPS) * (rate / correction1)

@@ -11,6 +11,7 @@ from leap.validation import NO_UNKNOWN_KEYS, check_choices
 
 Scope = Literal["global", "layer", "row"]
 Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
+_KEEP_WEIGHTS = ("magnitude", "wanda")  # priors that choose a mask and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ class LearnSettings:
     """Distance of the first logits from zero, in units of init_std."""
     prior_grading: Literal["sign", "rank"] = "sign"
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
+    weights: Literal["dense", "prior"] = "dense"
+    """Weights that masks are learned over: the model's own, or ``prior``: its new values where it keeps a weight.
+
+    The second takes the bytes of one more weight matrix; the dense model stays what is distilled from.
+    """
     init_std: float = 0.014
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
     optimiser: Optimiser = "adam8bit"
@@ -113,6 +119,8 @@ class LearnSettings:
         for name in ("distillation", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.weights == "prior" and self.prior in _KEEP_WEIGHTS:
+            raise ValueError(f"weights prior wants a prior that changes weights, admm say, and {self.prior} does not")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if self.optimiser != "adam" and not self.betas[0] ** 2 < self.betas[1] <= 0.99:

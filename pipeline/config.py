@@ -310,6 +310,9 @@ class RunConfig(Section):
         unknown = [name for name in self.reconstruct if name not in self.learn]
         if unknown:
             raise ValueError(f"reconstruct: {unknown[0]} is none of learn ({', '.join(self.learn) or 'none'})")
+        fitted = [name for name in self.reconstruct if self.learn[name].settings.weights == "prior"]
+        if fitted:
+            raise ValueError(f"reconstruct: {fitted[0]} is learned over weights that its prior has fitted already")
         taken = {
             "learn": {"dense", *self.prior.methods},
             "data.evaluation": {"calibration", "heldout", *self.evaluate.tasks},

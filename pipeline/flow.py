@@ -180,7 +180,7 @@ class Flow:
         self._fan_out(
             "harden",
             (
-                (v.export, harden.run, (config.model, v.method, v.sparsity, v.scope, v.made_by))
+                (v.export, harden.run, (config.model, v.method, v.sparsity, v.scope, v.made_by, v.weights))
                 for v in self.plan.variants
                 if v.export
             ),

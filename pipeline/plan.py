@@ -34,6 +34,8 @@ class Variant:
     """The prior, learn or reconstruct stage that the mask comes from."""
     seed: int | None = None
     """Of the learning run, where there are others that differ in nothing else."""
+    weights: StageDir | None = None
+    """The prior stage whose new weights the mask was learned over; None for the dense ones."""
 
     @property
     def name(self) -> str:
@@ -192,7 +194,8 @@ def make_plan(config: RunConfig) -> Plan:
                 made_by[f"{name}+weights"] = fitted
             for row, made in made_by.items():
                 export = place("harden", variant_name(row, seed, sparsity), harden.VERSION, made.key)
-                plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed))
+                over = work.prior if learned.settings.weights == "prior" else None
+                plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed, over))
     _plan_measurements(plan, place, model)
     if config.benchmark:
         for variant in plan.variants:

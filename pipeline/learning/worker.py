@@ -76,7 +76,8 @@ class _Worker:
             seed = (job.own_seed * 1_000_003 + number) % 2**63
             return gate.initial(*prior.layer(name), torch.Generator().manual_seed(seed))
 
-        self.zero = ZeroModel(job.model, job.learn, gate, initial)
+        over_prior = self.settings.weights == "prior"
+        self.zero = ZeroModel(job.model, job.learn, gate, initial, prior.new_weight if over_prior else None)
         self.learner = MaskLearner(
             self.zero.forward,
             self.zero.state,

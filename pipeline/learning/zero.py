@@ -30,6 +30,8 @@ from pipeline.learning.checkpoint import Checkpoint, bounds
 
 #: Gives the first logits [out, in] of a layer by number and name.
 InitialLogits = Callable[[int, str], Tensor]
+#: Gives the weights [out, in] that a layer's mask is learned over, by name and dense weights.
+NewWeight = Callable[[str, Tensor], Tensor]
 
 
 def deepspeed_config(learn: LearnConfig, model: ModelConfig) -> dict[str, Any]:
@@ -60,17 +62,25 @@ class ZeroModel:
     """The partitioned model of one worker.
 
     Args:
-        initial: first logits; called on every rank for every layer, used on rank 0.
+        initial: first logits; called on rank 0 for every layer.
+        new_weight: what masks are learned over, called likewise; None for the dense weights themselves.
     """
 
-    def __init__(self, model: ModelConfig, learn: LearnConfig, gate: Gate, initial: InitialLogits) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        learn: LearnConfig,
+        gate: Gate,
+        initial: InitialLogits,
+        new_weight: NewWeight | None = None,
+    ) -> None:
         config = deepspeed_config(learn, model)
         # Referenced for as long as the model lives: while it exists, from_pretrained partitions what it reads.
         self._partitioning = HfDeepSpeedConfig(config)
         self.module = models.load_model(model)
         self.state, self.layers = install_masks(self.module, gate)
         self._updater = Updater(logit_optimiser(learn.settings), learn.settings.seed)
-        self.weights = self._add_logits(config, initial)
+        self.weights = self._add_parameters(config, initial, new_weight)
         if learn.activation_checkpointing:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             for block in decoder_blocks(self.module)[1]:
@@ -152,21 +162,34 @@ class ZeroModel:
         first, last = bounds(parameter.ds_numel, rank, world)
         return parameter.ds_tensor.detach().view(-1)[: last - first]
 
-    def _add_logits(self, config: dict[str, Any], initial: InitialLogits) -> MaskedWeights:
+    def _add_parameters(
+        self, config: dict[str, Any], initial: InitialLogits, new_weight: NewWeight | None
+    ) -> MaskedWeights:
         numel, norm = 0, 0.0
         for number, (name, layer) in enumerate(self.layers.items()):
             with deepspeed.zero.GatheredParameters([layer.weight]):
-                norm += float(torch.linalg.vector_norm(layer.weight.detach().float()))
-                numel += layer.weight.numel()
                 shape = layer.weight.shape
-            holder = _Holder(shape, self._updater.optimiser.dtype)
-            # As a context, Init of DeepSpeed 0.19 makes bfloat16 of everything on a CPU, whatever dtype it is given.
-            deepspeed.zero.Init(module=holder, config_dict_or_path=config)
-            layer.logits = holder.logits
-            with deepspeed.zero.GatheredParameters([layer.logits], modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
-                    layer.logits.data.copy_(initial(number, name))
+                if new_weight is not None:
+                    new = _partition(shape, layer.weight.dtype, config, partial(new_weight, name, layer.weight))
+                    layer.new_weight = new.requires_grad_(False)
+            with deepspeed.zero.GatheredParameters([layer.masked_weight]):
+                norm += float(torch.linalg.vector_norm(layer.masked_weight.detach().float()))
+                numel += layer.masked_weight.numel()
+            layer.logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
         return MaskedWeights(numel, norm)
+
+
+def _partition(
+    shape: torch.Size, dtype: torch.dtype, config: dict[str, Any], values: Callable[[], Tensor]
+) -> nn.Parameter:
+    """Collective: a new partitioned parameter; ``values`` is called on rank 0."""
+    holder = _Holder(shape, dtype)
+    # As a context, Init of DeepSpeed 0.19 makes bfloat16 of everything on a CPU, whatever dtype it is given.
+    deepspeed.zero.Init(module=holder, config_dict_or_path=config)
+    with deepspeed.zero.GatheredParameters([holder.parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            holder.parameter.data.copy_(values())
+    return holder.parameter
 
 
 def _partitioned(parameter: Tensor) -> Any:
@@ -179,4 +202,4 @@ class _Holder(nn.Module):
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.empty(shape, dtype=dtype))
+        self.parameter = nn.Parameter(torch.empty(shape, dtype=dtype))

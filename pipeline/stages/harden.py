@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from torch import nn
+
 from leap.export import Pruned, export, zeros
 from leap.settings import Scope
 from leap.surgery import prunable_linears
@@ -18,16 +20,23 @@ LAYERS = "sparsity.json"
 
 
 def run(
-    stage: StageDir, model: ModelConfig, method: str, sparsity: float, scope: Scope, source: StageDir
+    stage: StageDir,
+    model: ModelConfig,
+    method: str,
+    sparsity: float,
+    scope: Scope,
+    source: StageDir,
+    weights: StageDir | None,
 ) -> dict[str, Any]:
     """Export one variant.
 
     Args:
         source: a finished ``learn``, ``prior`` or ``reconstruct`` stage.
         scope: within what the sparsity is exact; a prior's masks are taken as they are.
+        weights: the ``prior`` stage whose new weights the mask was learned over.
     """
     loaded = models.load_model(model)
-    names = list(prunable_linears(loaded))
+    linears = prunable_linears(loaded)
     about = {
         "model": model.source,
         "revision": model.revision,
@@ -38,7 +47,10 @@ def run(
         "pattern": "unstructured",
     }
     with stage.work() as (directory, facts):
-        pruned, changed = _learned(source, names, sparsity, scope) if source.stage == "learn" else _layer_wise(source)
+        if source.stage == "learn":
+            pruned, changed = _learned(source, linears, sparsity, scope, weights)
+        else:
+            pruned, changed = _layer_wise(source)
         layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
         (directory / LAYERS).write_text(json.dumps(layers, indent=1))
         zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant
@@ -46,9 +58,14 @@ def run(
     return stage.manifest() or {}
 
 
-def _learned(source: StageDir, names: list[str], sparsity: float, scope: Scope) -> tuple[Pruned, bool]:
-    masks = learned_masks(source, names, sparsity, scope)
-    return (lambda number, name: (masks(number, name), None)), False
+def _learned(
+    source: StageDir, linears: dict[str, nn.Linear], sparsity: float, scope: Scope, weights: StageDir | None
+) -> tuple[Pruned, bool]:
+    masks = learned_masks(source, list(linears), sparsity, scope)
+    if weights is None:
+        return (lambda number, name: (masks(number, name), None)), False
+    prior = PriorArtifact(weights.path())
+    return (lambda number, name: (masks(number, name), prior.new_weight(name, linears[name].weight))), True
 
 
 def _layer_wise(source: StageDir) -> tuple[Pruned, bool]:

@@ -183,5 +183,11 @@ class PriorArtifact:
         return unpack(bits, self._index[name]["shape"]), score
 
     def weight(self, name: str) -> Tensor | None:
-        """The layer's new weight [out, in], where the method changes weights."""
+        """The layer's new weight [out, in], zero where it is pruned; None where the method changes no weights."""
         return self._get(name, "weight")
+
+    def new_weight(self, name: str, dense: Tensor) -> Tensor:
+        """The method's new values where it keeps a weight, ``dense`` [out, in] elsewhere."""
+        weight = self._get(name, "weight")
+        assert weight is not None
+        return torch.where(self.layer(name)[0], weight.to(dense), dense)

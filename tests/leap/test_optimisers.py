@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leap_kernels.adam8bit import pack_moments, round_to_bf16, unpack_moments
 from leap_kernels.mask_ops import random_words
 
-from leap.optimisers import Updater, logit_optimiser, pack_moments, round_to_bf16, unpack_moments
+from leap.optimisers import Updater, logit_optimiser
 from leap.settings import LearnSettings
 
 NAMES = ("adam", "adam8bit", "adam8bit-bf16")
