@@ -55,6 +55,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     settings, optimiser = learn.settings, logit_optimiser(learn.settings)
     width, logit = getattr(torch, config.model.dtype).itemsize, optimiser.dtype.itemsize
     state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
+    frozen = sizes.parameters + (sizes.prunable if settings.weights == "prior" else 0)
     accumulated = logit if settings.microbatches > learn.workers else 0
     tokens = settings.microbatch_rows * config.data.context_length
     # Within a block: inputs and outputs of the linear layers, and in fp32 what two norms keep, three times the width.
@@ -65,7 +66,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     # fp32: logits, log-softmax and gradient; with a teacher its logits and log-softmax too.
     copies = 5 if settings.distillation else 3
     return {
-        f"weights, {config.model.dtype}, frozen": sizes.parameters * width / learn.workers,
+        f"weights, {config.model.dtype}, frozen": frozen * width / learn.workers,
         f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
         "gradient summed over micro-batches": sizes.prunable * accumulated / learn.workers,
         # Of a masked layer the weight, the weight under the mask, the logits and their gradient.

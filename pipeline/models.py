@@ -71,6 +71,14 @@ def load_model(config: ModelConfig, directory: str | Path | None = None) -> PreT
     return model.eval()
 
 
+def load_stored_model(config: ModelConfig) -> PreTrainedModel:
+    """The model in the number type of its files, which are mapped and read where a weight is used; on the CPU."""
+    model = _from_pretrained(
+        AutoModelForCausalLM, config, revision=config.revision, dtype="auto", use_safetensors=True
+    )
+    return model.eval()
+
+
 def _from_pretrained(auto: Any, config: ModelConfig, directory: str | Path | None = None, **options: Any) -> Any:
     source = str(directory) if directory else locate(config)
     try:

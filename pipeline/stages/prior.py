@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from leap.harden import exact_hardener
 from leap.layerwise import METHODS, LayerResult, Target, reconstruct_sweep, sweep
@@ -39,7 +41,7 @@ def run(
 ) -> dict[str, Any]:
     """Prune the model with one method at one sparsity; scores and masks, one file per decoder block."""
     chosen = METHODS[method]
-    loaded = models.load_model(model)
+    loaded = _load(model)
     rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
     target = Target(sparsity, prior.scope_of(method), prior.pattern)
     with stage.work() as (directory, facts):
@@ -53,7 +55,7 @@ def run(
             spill_dir=_spill_dir(prior),
             options=prior.options.get(method),
         )
-        _write(directory, decoder_blocks(loaded)[0], chosen.changes_weights, results)
+        _write(directory, loaded, chosen.changes_weights, _block_by_block(loaded, model, results))
         facts |= {
             "method": method,
             "sparsity": sparsity,
@@ -80,7 +82,7 @@ def reconstruct(
         source: a finished ``learn`` stage.
         prior: how many rows, and how many at a time.
     """
-    loaded = models.load_model(model)
+    loaded = _load(model)
     names = list(prunable_linears(loaded))
     masks = learned_masks(source, names, sparsity, scope)
     with stage.work() as (directory, facts):
@@ -92,7 +94,7 @@ def reconstruct(
             device=_device(),
             spill_dir=_spill_dir(prior),
         )
-        _write(directory, decoder_blocks(loaded)[0], True, results)
+        _write(directory, loaded, True, _block_by_block(loaded, model, results))
         facts |= {"sparsity": sparsity, "scope": scope, "changes_weights": True}
     return stage.manifest() or {}
 
@@ -112,6 +114,29 @@ def learned_masks(source: StageDir, names: list[str], sparsity: float, scope: Sc
     return lambda number, name: hardener.mask(number, checkpoint.logits(name))
 
 
+def _load(config: ModelConfig) -> PreTrainedModel:
+    """The model as its files hold it, but what stands outside the decoder blocks, in the number type asked for."""
+    model = models.load_stored_model(config)
+    inside = {id(parameter) for parameter in decoder_blocks(model)[1].parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    return model
+
+
+def _block_by_block(
+    model: PreTrainedModel, config: ModelConfig, results: Iterator[tuple[str, LayerResult]]
+) -> Iterator[tuple[str, LayerResult]]:
+    """Pass on the results of a sweep over a model of :func:`_load`, of which one block at a time is held in memory.
+
+    A block's weights are converted, or read, before the sweep comes to it, and dropped when all its results are taken.
+    """
+    for block in decoder_blocks(model)[1]:
+        block.to(getattr(torch, config.dtype))
+        yield from itertools.islice(results, sum(isinstance(m, nn.Linear) for m in block.modules()))
+        block.to("meta")
+
+
 def _rows(calibration: StageDir, prior: PriorConfig, seed: int) -> Tensor:
     packed = PackedRows(calibration.path(), shuffle=seed)
     return torch.from_numpy(packed.take(0, min(prior.rows, len(packed))))
@@ -125,8 +150,10 @@ def _device() -> str | None:
     return "cuda" if torch.cuda.is_available() else None  # one decoder block at a time
 
 
-def _write(directory: Path, prefix: str, keep_weights: bool, results: Iterable[tuple[str, LayerResult]]) -> None:
-    writer = _BlockWriter(directory, prefix, keep_weights)
+def _write(
+    directory: Path, model: PreTrainedModel, keep_weights: bool, results: Iterable[tuple[str, LayerResult]]
+) -> None:
+    writer = _BlockWriter(directory, decoder_blocks(model)[0], keep_weights)
     for name, result in results:
         writer.add(name, result)
     writer.close()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import leap
-from leap.layerwise import METHODS, Target
+from leap.layerwise import METHODS, Target, sweep
 from leap.learner import NonFiniteLossError
 from leap.surgery import prunable_linears
 
@@ -167,6 +167,28 @@ def test_the_first_logits_are_the_priors_and_come_from_dense_weights(prior, trai
         weight = model.get_submodule(name).weight
         assert torch.equal(weight, dense[name].weight * pruned.mask), "not the weights the method computed"
     assert METHODS["admm"].changes_weights
+
+
+def test_masks_over_new_weights_keep_the_priors_values_and_learn_from_the_dense_model(trained_pattern_model, rows):
+    settings = replace(SHORT, steps=8, prior="admm", weights="prior", distillation=1.0, learning_rate=0.3)
+    dense = copy.deepcopy(trained_pattern_model)
+    result = leap.prune(copy.deepcopy(dense), rows, sparsity=0.5, settings=settings)
+    swept = copy.deepcopy(dense)
+    by_admm = {name: (r.mask, r.weight.clone()) for name, r in sweep(swept, rows, "admm", Target(0.5, "row"))}
+    reopened = 0
+    for name, linear in prunable_linears(result.model).items():
+        kept, (prior_mask, prior_weight) = result.mask(name), by_admm[name]
+        expected = torch.where(prior_mask, prior_weight, dense.get_submodule(name).weight)
+        assert torch.equal(linear.weight, expected * kept)
+        reopened += int((kept & ~prior_mask).sum())
+    assert reopened, "the masks have moved"
+    # Distilled from the dense model, not from the new weights with their masks off.
+    assert result.history[0]["divergence"] > 0.05
+
+
+def test_new_weights_want_a_prior_that_has_some():
+    with pytest.raises(ValueError, match="weights prior wants"):
+        replace(SHORT, prior="wanda", weights="prior")
 
 
 def test_the_same_seed_gives_the_same_masks_and_another_others(trained_pattern_model, rows):

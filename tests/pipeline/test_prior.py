@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from leap.surgery import prunable_linears
+from leap.layerwise import sweep
+from leap.surgery import decoder_blocks, prunable_linears
 from pipeline.config import ModelConfig, PriorConfig
 from pipeline.models import load_model
 from pipeline.stages import prior
@@ -62,6 +63,45 @@ def test_spilling_changes_nothing(tmp_path: Path, tiny: Path, calibration: Stage
         _prune(tmp_path, tiny, calibration, "wanda")["masks"],
         _prune(tmp_path, tiny, calibration, "wanda", spill=True)["masks"],
     )
+
+
+def test_one_decoder_block_is_held_at_a_time(
+    tmp_path: Path, tiny: Path, calibration: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[str, list[str]]] = []
+
+    def watched(model: Any, *arguments: Any, **options: Any) -> Any:
+        for name, result in sweep(model, *arguments, **options):
+            blocks = decoder_blocks(model)[1]
+            kinds = [str(next(b.parameters()).dtype if not _on_meta(b) else "gone") for b in blocks]
+            held.append((name, kinds))
+            yield name, result
+
+    def _on_meta(block: torch.nn.Module) -> bool:
+        return all(parameter.is_meta for parameter in block.parameters())
+
+    monkeypatch.setattr(prior, "sweep", watched)
+    model = ModelConfig(source=str(tiny / "model"), dtype="bfloat16")  # not the type of its file
+    prior.run(StageDir(str(tmp_path), "prior", "wanda", "1"), "wanda", 0.5, PriorConfig(rows=16), model, calibration, 0)
+    first, last = held[0][1], held[-1][1]
+    assert first == ["torch.bfloat16", "torch.float32"], "the second is still the mapped file's"
+    assert last == ["gone", "torch.bfloat16"]
+
+
+def test_new_weights_are_the_priors_where_it_keeps_and_dense_elsewhere(
+    tmp_path: Path, tiny: Path, calibration: StageDir
+) -> None:
+    model = ModelConfig(source=str(tiny / "model"))
+    stage = StageDir(str(tmp_path), "prior", "admm", "0")
+    prior.run(stage, "admm", 0.5, PriorConfig(rows=16), model, calibration, 0)
+    artifact = prior.PriorArtifact(stage.path())
+    for name, linear in prunable_linears(load_model(model)).items():
+        mask, weight = artifact.layer(name)[0], artifact.weight(name)
+        new = artifact.new_weight(name, linear.weight.detach())
+        assert weight is not None
+        assert torch.equal(new[mask], weight[mask])
+        assert torch.equal(new[~mask], linear.weight.detach()[~mask])
+        assert not torch.equal(new, linear.weight)
 
 
 def _equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

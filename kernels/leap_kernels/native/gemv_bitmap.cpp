@@ -423,8 +423,10 @@ class PreparedX {
 
 constexpr int64_t kRowsPerTask = 16;  // in each part
 
-// Columns are cut so that a block of x fits into this much of the first-level cache while all rows of a task use it.
-constexpr int64_t kBytesOfX = 24 * 1024;
+// Columns are cut so that a block of x stays within this while all rows of a task use it. One or two rows of x the
+// second-level cache can serve; cutting them costs more, since a matrix row's values are then read in pieces. Measured on Sapphire Rapids (half kept, one row of x, speed-up over dense): 4096 x 14336 float32 1.13
+// with 24 KB and 1.56 with 64, bfloat16 2.15 and 2.48; 4096 x 4096 float32, eight rows of x: 3.4 and 2.7.
+constexpr int64_t bytes_of_x(int width) { return (width <= 2 ? 64 : 24) * 1024; }
 
 // Measured on Zen 5: 2.1 to 1.4 ms for AVX2 bfloat16, 1.8 to 1.6 ms for AVX-512 float32 (4096 x 4096, half kept).
 constexpr int64_t kPrefetchBytes = 2048;
@@ -449,7 +451,7 @@ struct Problem {
   // Rows [first, last) of each part of y for the block of `width` rows of x that starts at `b`.
   void multiply(Kernel kernel, int64_t first, int64_t last, int b, int width) const {
     Sums sums[kRowsPerTask] = {};
-    const int64_t step = std::min(groups, std::max<int64_t>(1, kBytesOfX / (128 * x_bytes * width)));
+    const int64_t step = std::min(groups, std::max<int64_t>(1, bytes_of_x(width) / (128 * x_bytes * width)));
     // Where rows are visited several times, a stretch at a time, the task after this one is what to fetch meanwhile.
     const bool whole_rows = step == groups;
     const int64_t task_bytes = values(std::min(last, rows - 1), 0) - values(first, 0);
