@@ -7,6 +7,8 @@ the logit above the offset of one of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from leap_kernels.mask_ops import mask_backward, mask_forward
 from torch import Tensor
@@ -73,10 +75,11 @@ class BernoulliGate:
         self, grad_masked: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, layer: int, draw: Draw
     ) -> Tensor:
         """See :meth:`leap.gates.Gate.backward`."""
+        shifted = _above_offset(logits, draw)
         grad = mask_backward(
             grad_masked,
             weight,
-            _above_offset(logits, draw),
+            shifted,
             stats_grad,
             scale=draw.scale,
             temperature=draw.temperature,
@@ -84,14 +87,17 @@ class BernoulliGate:
             layer=layer,
             step=draw.index,
             noise=draw.noise,
-            out=grad_masked if grad_masked.dtype == logits.dtype else None,
+            out=grad_masked if grad_masked.dtype == shifted.dtype else None,
         )
-        return grad
+        return grad.to(logits.dtype)
 
-    def mean(self, logits: Tensor, draw: Draw) -> Tensor:
-        """σ(κ·P), the probability that M > ½; without noise M itself, σ(κ·P / τ)."""
-        sharpness = draw.scale if draw.noise else draw.scale / draw.temperature
-        return torch.sigmoid(_above_offset(logits, draw).float() * sharpness)
+    def mean(self, weight: Tensor, logits: Tensor, draw: Draw) -> Tensor:
+        """W under σ(κ·P), the probability that M > ½; without noise under M itself, σ(κ·P / τ)."""
+        out = torch.empty_like(weight)
+        self.apply(
+            weight, logits, 0, replace(draw, noise=False, temperature=1.0 if draw.noise else draw.temperature), out
+        )
+        return out
 
 
 def _above_offset(logits: Tensor, draw: Draw) -> Tensor:

@@ -67,5 +67,5 @@ class Gate(Protocol):
         It may lie where ``grad_masked`` was.
         """
 
-    def mean(self, logits: Tensor, draw: Draw) -> Tensor:
-        """Probability that each gate is open, fp32 [out, in]."""
+    def mean(self, weight: Tensor, logits: Tensor, draw: Draw) -> Tensor:
+        """``weight`` [out, in] times the probability that each gate is open."""

@@ -93,8 +93,7 @@ class MaskedLinear(nn.Linear):
         if state.draw is None:
             raise RuntimeError(f"set GateState.draw before a forward pass in the mode {state.mode}")
         if state.mode == "mean":
-            mask = self.gate.mean(self.logits, state.draw)
-            return F.linear(x, weight * mask.to(weight.dtype), self.bias)
+            return F.linear(x, self.gate.mean(weight, self.logits, state.draw), self.bias)
         y, stats = _MaskedMatmul.apply(x, weight, self.bias, self.logits, self.gate, self.layer, state.draw)
         if state.collecting:
             state.stats.append(stats)

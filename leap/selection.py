@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from leap_kernels.radix_counts import BUCKETS, count_high, count_low, value_of
 from torch import Tensor
-
-_BUCKETS = 1 << 16
-_CHUNK = 1 << 22  # elements ranked at a time: bounds the temporaries to some tens of MB
 
 
 @dataclass(frozen=True)
@@ -39,24 +37,6 @@ class Cut:
         return values.float() > self.value
 
 
-def _keys(chunk: Tensor) -> Tensor:
-    """int32 keys in the order of the fp32 values of a flat ``chunk``; −0 equals 0.
-
-    Positive floats are ordered like their bits, negative ones the other way round, so theirs are flipped.
-    """
-    bits = (chunk.float() + 0.0).view(torch.int32)  # −0 + 0 = 0
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _chunks(tensors: Callable[[], Iterable[Tensor]]) -> Iterator[Tensor]:
-    """Keys of the values, a bounded number at a time."""
-    for tensor in tensors():
-        for chunk in tensor.detach().reshape(-1).split(_CHUNK):
-            if torch.isnan(chunk).any():
-                raise ValueError("a NaN among the values to rank")
-            yield _keys(chunk)
-
-
 def cut(
     tensors: Callable[[], Iterable[Tensor]],
     pruned: Callable[[int], int],
@@ -75,9 +55,9 @@ def cut(
     Raises:
         ValueError: a value is NaN, or fewer than none or more than all values are to be pruned.
     """
-    high = torch.zeros(_BUCKETS, dtype=torch.int64)
-    for keys in _chunks(tensors):
-        high += torch.bincount(((keys >> 16) + _BUCKETS // 2).long(), minlength=_BUCKETS).cpu()
+    high = torch.zeros(BUCKETS, dtype=torch.int64)
+    for tensor in tensors():
+        high += count_high(tensor)
     high = reduce(high)
     numel = int(high.sum())
     k = pruned(numel)
@@ -87,18 +67,16 @@ def cut(
         return Cut(value=float("-inf"), numel=numel, pruned=0, below=0, equal=0)
     before = high.cumsum(0)
     upper = int(torch.searchsorted(before, k))
-    low = torch.zeros(_BUCKETS, dtype=torch.int64)
-    for keys in _chunks(tensors):
-        inside = keys[(keys >> 16) == upper - _BUCKETS // 2]
-        low += torch.bincount((inside & 0xFFFF).long(), minlength=_BUCKETS).cpu()
+    low = torch.zeros(BUCKETS, dtype=torch.int64)
+    for tensor in tensors():
+        low += count_low(tensor, upper)
     low = reduce(low)
     below = int(before[upper] - high[upper])
     before_low = low.cumsum(0)
     lower = int(torch.searchsorted(before_low, k - below))
     below += int(before_low[lower] - low[lower])
-    key = torch.tensor(((upper - _BUCKETS // 2) << 16) | lower, dtype=torch.int32)
-    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return Cut(value=float(value), numel=numel, pruned=k, below=below, equal=int(low[lower]))
+    value = value_of(upper, lower)
+    return Cut(value=value, numel=numel, pruned=k, below=below, equal=int(low[lower]))
 
 
 def keep_above(values: Tensor, cut_at: Cut, ties_before: int = 0) -> tuple[Tensor, int]:

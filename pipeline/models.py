@@ -73,9 +73,7 @@ def load_model(config: ModelConfig, directory: str | Path | None = None) -> PreT
 
 def load_stored_model(config: ModelConfig) -> PreTrainedModel:
     """The model in the number type of its files, which are mapped and read where a weight is used; on the CPU."""
-    model = _from_pretrained(
-        AutoModelForCausalLM, config, revision=config.revision, dtype="auto", use_safetensors=True
-    )
+    model = _from_pretrained(AutoModelForCausalLM, config, revision=config.revision, dtype="auto", use_safetensors=True)
     return model.eval()
 
 

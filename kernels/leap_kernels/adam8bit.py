@@ -86,12 +86,11 @@ def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None
     if library is None:
         adam8bit_reference(logits, grad, moments, s)
         return
-    grid, roots = _tables(torch.device("cpu"))
     grad = grad.contiguous()
     correction1, correction2 = s.corrections
     library.leap_adam8bit(
         logits.data_ptr(), native.DTYPE_CODES[logits.dtype], grad.data_ptr(), native.DTYPE_CODES[grad.dtype],
-        moments.data_ptr(), logits.numel(), s.offset, grid.data_ptr(), roots.data_ptr(), s.unit, *s.betas,
+        moments.data_ptr(), logits.numel(), s.offset, s.unit, *s.betas,
         s.rate / correction1, 1 / math.sqrt(correction2), s.seed, s.layer, s.step, torch.get_num_threads(),
     )  # fmt: skip
 
@@ -104,7 +103,7 @@ def native_library() -> ctypes.CDLL | None:
         pointer, number = ctypes.c_void_p, ctypes.c_float
         tensors: list[Any] = [pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, ctypes.c_int64, ctypes.c_int64]
         stream: list[Any] = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32]
-        library.leap_adam8bit.argtypes = [*tensors, pointer, pointer, *[number] * 5, *stream, ctypes.c_int]
+        library.leap_adam8bit.argtypes = [*tensors, *[number] * 5, *stream, ctypes.c_int]
         library.leap_adam8bit.restype = None
     return library
 

@@ -50,6 +50,7 @@ def train_loop(config: dict[str, Any]) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.learn.gpu else "cpu")
     torch.set_num_threads(job.learn.threads)
     give_back_large_blocks()
+    torch.set_flush_denormal(True)  # in softmax and activations; the kernels see to their own
     _Worker(job).run()
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 from conftest import ROOT
 
+from leap.losses import output_losses
 from leap.surgery import prunable_linears
 from pipeline import models, recipe
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.plan import Plan, make_plan
 from pipeline.results import training_curves
-from pipeline.stages import calibrate, prior
+from pipeline.rows import PackedRows
+from pipeline.stages import calibrate, harden, prior
 from pipeline.stages.prior import learned_masks
 
 STEPS, SPARSITIES = 11, (0.5, 0.7, 0.6)
@@ -65,9 +67,9 @@ worker.train_loop({"job": worker.Job(
 """
 
 
-def learn(tiny: Path, output: Path, die_after: int, code: int = 0) -> Plan:
+def learn(tiny: Path, output: Path, die_after: int, code: int = 0, changes: tuple[str, ...] = ()) -> Plan:
     """Learn, from random rows, in a process of its own."""
-    recipe_file, overrides = str(tiny / "tiny.yaml"), [*OVERRIDES, f"output={output}"]
+    recipe_file, overrides = str(tiny / "tiny.yaml"), [*OVERRIDES, f"output={output}", *changes]
     plan = make_plan(recipe.load(recipe_file, overrides))
     (work,) = plan.learns
     for seed, role in enumerate(("calibration", "heldout")):
@@ -81,7 +83,8 @@ def learn(tiny: Path, output: Path, die_after: int, code: int = 0) -> Plan:
     config = plan.config
     if work.prior.manifest() is None:
         texts = plan.corpora["calibration"][0]
-        prior.run(work.prior, "wanda", 0.7, config.prior, config.model, texts, config.seed)
+        method = work.config.settings.prior
+        prior.run(work.prior, method, 0.7, config.prior, config.model, texts, config.seed)
     command = [sys.executable, "-c", WORKER, str(die_after), recipe_file, *overrides]
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path})
@@ -140,3 +143,26 @@ def test_a_killed_run_continues_bit_for_bit(plan: Plan, tiny: Path, tmp_path: Pa
         assert torch.equal(ours.logits(name), theirs.logits(name))
         assert torch.equal(ours.shard(name, "moments", 0, 1), theirs.shard(name, "moments", 0, 1))
     assert json.loads((Path(again.learns[0].stage.uri_of("checkpoints")) / "latest.json").read_text())["step"] == STEPS
+
+
+def test_masks_over_new_weights_are_exported_with_them(tiny: Path, tmp_path: Path) -> None:
+    changes = ("learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior")
+    plan = learn(tiny, tmp_path, 0, changes=changes)
+    config, artifact = plan.config, prior.PriorArtifact(plan.learns[0].prior.path())
+    dense = prunable_linears(models.load_model(config.model))
+    variant = next(v for v in plan.variants if v.method == "leap" and v.sparsity == 0.6)
+    assert variant.export is not None
+    assert variant.made_by is not None
+    facts = harden.run(variant.export, config.model, "leap", 0.6, "global", variant.made_by, variant.weights)
+    assert facts["weights_changed"]
+    exported = models.load_model(config.model, variant.export.path())
+    for name, linear in prunable_linears(exported).items():
+        new = artifact.new_weight(name, dense[name].weight.detach())
+        kept = linear.weight != 0
+        assert torch.equal(linear.weight[kept], new[kept])
+    # What training saw of the hard mask is what the export computes.
+    rows = torch.from_numpy(PackedRows(plan.corpora["heldout"][0].path()).take(0, 4))
+    with torch.no_grad():
+        losses = [float(output_losses(exported(input_ids=row[None]).logits, row[None])[0]) for row in rows]
+    watched = _checkpoint(plan).facts["history"][-1]["mask_loss.hard-0.6"]
+    assert sum(losses) / 4 == pytest.approx(watched, rel=1e-4)

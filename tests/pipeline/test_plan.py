@@ -321,3 +321,15 @@ def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
     """Speed is that of a learned mask, once: of the first seed, and not again for other weights."""
     plan = plan_of(tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]"])
     assert [speed.variant.name for speed in plan.speeds] == ["leap.seed3@0.5"]
+
+
+def test_a_mask_over_new_weights_is_exported_with_its_priors(tiny: Path, base: list[str]) -> None:
+    over = ["learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior"]
+    plan = plan_of(tiny, [*base, *over])
+    variant = next(v for v in plan.variants if v.method == "leap")
+    assert variant.weights == plan.priors["admm", 0.5]
+    assert next(v for v in plan_of(tiny, base).variants if v.method == "leap").weights is None
+    with pytest.raises(UserError, match="learned over weights that its prior has fitted"):
+        plan_of(tiny, [*base, *over, "reconstruct=[leap]"])
+    with pytest.raises(UserError, match="weights prior wants a prior"):
+        plan_of(tiny, [*base, "learn.leap.settings.weights=prior"])

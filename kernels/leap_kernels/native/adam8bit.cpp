@@ -12,48 +12,61 @@
 namespace leap {
 namespace {
 
-constexpr int kCodes = 1024, kZero = 32;  // values of v; the multiple of sqrt(v) that stands for m = 0
-constexpr int kMaxMultiple = 31;
-constexpr int kPerOctave = 12, kFloorExponent = -68;
+constexpr int kCodes = 1024, kPerOctave = 12, kFloorExponent = -68;  // of v
+constexpr int kZero = 32, kMaxMultiple = 31;                          // of m in multiples of sqrt(v)
 
 struct Step {
-  const float* grid;   // [kCodes + 1]: v by code, ascending, the last one for the gap above
-  const float* roots;  // [kCodes]: their square roots
-  float unit;          // of m, in multiples of sqrt(v)
+  float unit;  // of m, in multiples of sqrt(v)
   float keep1, add1, keep2, add2;
   float rate, root_scale;  // with both bias corrections
 };
+
+// v by code: 2^octave for whole octaves, times 2^f for what is left, 0 for code 0. Computed, since gathers from a table of
+// all codes are slower (7.0 against 5.7 ns a weight for the whole step on Sapphire Rapids).
+// 2^f = 1 + f * poly(f): own weighted least-squares fit, 7e-8 relative at the twelfths.
+inline float grid_value(int code) {
+  const int octave = (code - 1 + kPerOctave) / kPerOctave - 1;  // rounds down for code 0 too
+  const float f = float(code - 1 - kPerOctave * octave) * (1.0f / float(kPerOctave));
+  float p = 1.824269188e-3f * f + 9.101247415e-3f;
+  p = p * f + 5.574537441e-2f;
+  p = p * f + 2.401773185e-1f;
+  p = p * f + 6.931505203e-1f;
+  const float power = bits_to_float(uint32_t(octave + kFloorExponent + 127) << 23);
+  return code > 0 ? power * (p * f + 1.0f) : 0.0f;
+}
 
 inline float middle(uint32_t byte) { return (float(byte) + 0.5f) * (1.0f / 256.0f); }
 
 // Number of the greatest grid value that v is not below. The logarithm by mantissa and exponent is off by less than a
 // hundredth of an octave, so the guess by at most one.
-inline int code_below(const float* grid, float v) {
+inline int code_below(float v) {
   const int32_t bits = int32_t(float_to_bits(v));
   const float t = bits_to_float((uint32_t(bits) & 0x7fffffu) | 0x3f800000u) - 1.0f;
   const float log2 = float((bits >> 23) - 127) + t * (1.344f - 0.344f * t);
   int code = int((log2 - float(kFloorExponent)) * float(kPerOctave) + 1.0f);
   code = std::min(std::max(code, 0), kCodes - 1);
-  code -= int(v < grid[code]) & int(code > 0);
-  return code + (int(v >= grid[code + 1]) & int(code < kCodes - 1));
+  code -= int(v < grid_value(code)) & int(code > 0);
+  return code + (int(v >= grid_value(code + 1)) & int(code < kCodes - 1));
 }
 
 void update_tile(const Step& s, const uint32_t* words, const float* grad, float* logits, int16_t* moments) {
+  const FlushSubnormals flush;  // not around conversions: small half-precision gradients pass through such numbers
   float m[kTile], v[kTile];
   for (int i = 0; i < kTile; ++i) {
     const int bits = int(moments[i]) + 32768;
     const int code = bits >> 6;
-    m[i] = float((bits & 63) - kZero) * s.unit * s.roots[code] * s.keep1 + grad[i] * s.add1;
-    v[i] = s.grid[code] * s.keep2 + grad[i] * grad[i] * s.add2;
+    const float old = grid_value(code);
+    m[i] = float((bits & 63) - kZero) * s.unit * __builtin_sqrtf(old) * s.keep1 + grad[i] * s.add1;
+    v[i] = old * s.keep2 + grad[i] * grad[i] * s.add2;
   }
   for (int i = 0; i < kTile; ++i) {
     logits[i] -= s.rate * (m[i] / (__builtin_sqrtf(v[i]) * s.root_scale + 1e-8f));
   }
   for (int i = 0; i < kTile; ++i) {
-    int code = code_below(s.grid, v[i]);
-    const float low = s.grid[code], gap = s.grid[code + 1] - low;
+    int code = code_below(v[i]);
+    const float low = grid_value(code), gap = grid_value(code + 1) - low;
     code = std::min(code + int(v[i] - low > gap * middle(words[i] & 255)), kCodes - 1);
-    const float exact = m[i] / (s.roots[code] * s.unit) + middle((words[i] >> 8) & 255);
+    const float exact = m[i] / (__builtin_sqrtf(grid_value(code)) * s.unit) + middle((words[i] >> 8) & 255);
     const float bounded = std::min(std::max(__builtin_floorf(exact), -float(kMaxMultiple)), float(kMaxMultiple));
     const int multiple = code > 0 ? int(bounded) : 0;  // m is given up where v rounds to 0
     moments[i] = int16_t(code * 64 + multiple + kZero - 32768);
@@ -73,10 +86,9 @@ using namespace leap;
 // Updates logits (float32 or bfloat16) and moments [count] in place. rate is divided by Adam's first bias correction,
 // root_scale is one over the root of the second; first is the slice's place in its matrix, for the random words.
 extern "C" void leap_adam8bit(void* logits, int logits_dtype, const void* grad, int grad_dtype, int16_t* moments,
-                              int64_t count, int64_t first, const float* grid, const float* roots, float unit,
-                              float beta1, float beta2, float rate, float root_scale, uint64_t seed, uint32_t layer,
-                              uint32_t step, int threads) {
-  const Step s{grid, roots, unit, beta1, 1 - beta1, beta2, 1 - beta2, rate, root_scale};
+                              int64_t count, int64_t first, float unit, float beta1, float beta2, float rate,
+                              float root_scale, uint64_t seed, uint32_t layer, uint32_t step, int threads) {
+  const Step s{unit, beta1, 1 - beta1, beta2, 1 - beta2, rate, root_scale};
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t tile = 0; tile < (count + kTile - 1) / kTile; ++tile) {
     const int64_t i = tile * kTile;

@@ -27,6 +27,21 @@ typedef int32_t I32 __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kVectorBytes)));
 typedef uint64_t U64 __attribute__((vector_size(kVectorBytes)));
 
+// While one lives, this thread reads and writes subnormal numbers as 0: with them, arithmetic is up to a hundred times
+// slower on x86. Elsewhere it does nothing.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+  FlushSubnormals() {}
+#endif
+};
+
 template <typename V, typename T>
 inline V load(const T* source) {
   V value;
