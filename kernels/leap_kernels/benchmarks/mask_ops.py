@@ -1,4 +1,6 @@
-"""Time per weight of the sampled-mask forward and backward on a CPU: native code against plain PyTorch.
+"""Time per weight of what a step of learning does on a CPU besides the model: native code against plain PyTorch.
+
+Sampled mask forward and backward, a step of packed Adam, and the counts that find a cut through all logits.
 
 python -m leap_kernels.benchmarks.mask_ops [--millions 20] [--threads 1] [--seconds 4] [--dtype float32]
 """
@@ -8,9 +10,11 @@ from typing import Any
 
 import torch
 
+from leap_kernels.adam8bit import NO_MOMENTS, AdamStep, adam8bit, adam8bit_reference
 from leap_kernels.benchmarks.timing import interleaved, machine, quantile
 from leap_kernels.mask_ops import mask_backward, mask_forward
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
+from leap_kernels.radix_counts import count_high, count_low
 
 
 def main() -> None:
@@ -30,6 +34,12 @@ def main() -> None:
     grad_logits, stats_grad = torch.empty_like(logits), torch.tensor([0.1, 0.1, 0.0])
     part = slice(0, size // 20)  # the reference is some fifty times slower
     small = weight[part], logits[part]
+
+    def show(name: str, durations: list[float]) -> None:
+        count = size if "native" in name else size // 20
+        p20, p50, p80 = (quantile(durations, q) / count * 1e9 for q in (0.2, 0.5, 0.8))
+        print(f"{name:28} {p50:8.2f} ns/weight  [{p20:.2f}, {p80:.2f}]  {len(durations)} runs")
+
     for noise in (True, False):
         scalars: dict[str, Any] = {"scale": 100.0, "temperature": 0.5, "seed": 1, "layer": 2, "step": 3, "noise": noise}
         reference = MaskScalars(**scalars)
@@ -42,10 +52,17 @@ def main() -> None:
             ),
         }
         for name, durations in interleaved(variants, arguments.seconds).items():
-            count = size if "native" in name else size // 20
-            p20, p50, p80 = (quantile(durations, q) / count * 1e9 for q in (0.2, 0.5, 0.8))
-            label = f"{name}, {'noise' if noise else 'no noise'}"
-            print(f"{label:28} {p50:8.2f} ns/weight  [{p20:.2f}, {p80:.2f}]  {len(durations)} runs")
+            show(f"{name}, {'noise' if noise else 'no noise'}", durations)
+
+    moments, step = torch.full((size,), NO_MOMENTS, dtype=torch.int16), AdamStep(1e-3, (0.9, 0.95), 1, 2, 3)
+    grads = torch.randn(size) * 1e-4
+    others = {
+        "Adam native": lambda: adam8bit(logits, grads, moments, step),
+        "Adam PyTorch": lambda: adam8bit_reference(logits[part], grads[part], moments[part], step),
+        "counts native": lambda: count_low(logits, int(count_high(logits).argmax())),
+    }
+    for name, durations in interleaved(others, arguments.seconds).items():
+        show(name, durations)
 
 
 if __name__ == "__main__":
