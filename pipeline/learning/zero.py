@@ -170,8 +170,9 @@ class ZeroModel:
             with deepspeed.zero.GatheredParameters([layer.weight]):
                 shape = layer.weight.shape
                 if new_weight is not None:
-                    new = _partition(shape, layer.weight.dtype, config, partial(new_weight, name, layer.weight))
-                    layer.new_weight = new.requires_grad_(False)
+                    values = partial(new_weight, name, layer.weight)
+                    layer.new_weight = _partition(shape, layer.weight.dtype, config, values)
+                    layer.new_weight.requires_grad_(False)
             with deepspeed.zero.GatheredParameters([layer.masked_weight]):
                 norm += float(torch.linalg.vector_norm(layer.masked_weight.detach().float()))
                 numel += layer.masked_weight.numel()
