@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leap_kernels import radix_counts
 from torch import Tensor
 
-from leap import selection
 from leap.selection import Cut, cut, keep_above
 
 DENORMAL = 1e-45
@@ -67,8 +67,11 @@ def test_all_values_equal(value, k):
     assert torch.cat([m.flatten() for m in masks]).tolist() == [True] * (5 - k) + [False] * k
 
 
-def test_chunks_and_dtypes(monkeypatch):
-    monkeypatch.setattr(selection, "_CHUNK", 7)
+@pytest.mark.parametrize("native", [True, False])
+def test_chunks_and_dtypes(native, monkeypatch):
+    monkeypatch.setattr(radix_counts, "_CHUNK", 7)
+    if not native:
+        monkeypatch.setattr(radix_counts, "native_library", lambda: None)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         values = torch.randn(3, 101, generator=torch.Generator().manual_seed(0)).to(dtype)
         assert cut(lambda t=values: [t.t()], lambda n: n // 3) == by_sorting(values.flatten().tolist(), 101)
