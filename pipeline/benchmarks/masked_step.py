@@ -98,7 +98,10 @@ def _masked(
 
 
 def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: int) -> float:
-    give_back_large_blocks()
+    name, _, accumulating = variant.partition(", ")
+    optimiser = cast(Optimiser, "adam" if name == "plain" else name)
+    microbatches = 2 if accumulating else 1
+    give_back_large_blocks(LearnSettings(batch_rows=microbatches, optimiser=optimiser))
     model = load_model(config).requires_grad_(False)
     numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
     rows = _rows(model, tokens, length)
@@ -107,11 +110,10 @@ def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: in
     ctypes.CDLL(None).malloc_trim(0)  # what loading left behind is no weight
     frozen = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    name, _, accumulating = variant.partition(", ")
     if name == "plain":
         step = _plain(model, rows)
     else:
-        step = _masked(model, rows, noise=True, optimiser=cast(Optimiser, name), microbatches=2 if accumulating else 1)
+        step = _masked(model, rows, noise=True, optimiser=optimiser, microbatches=microbatches)
     step()
     step()
     return (resident("VmHWM") - frozen) / numel
@@ -146,7 +148,7 @@ def main() -> None:
 
 
 def _times(config: ModelConfig, tokens: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
-    give_back_large_blocks()
+    give_back_large_blocks(LearnSettings(batch_rows=1))
     rows = _rows(load_model(config), tokens, length)
     default = LearnSettings().optimiser
     steps = {

@@ -49,7 +49,7 @@ def train_loop(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.learn.gpu else "cpu")
     torch.set_num_threads(job.learn.threads)
-    give_back_large_blocks()
+    give_back_large_blocks(job.learn.settings)
     torch.set_flush_denormal(True)  # in softmax and activations; the kernels see to their own
     _Worker(job).run()
 
