@@ -13,9 +13,8 @@ BETAS = (0.9, 0.95)
 
 
 @pytest.fixture(autouse=True)
-def _native() -> None:
-    if op.native_library() is None:
-        pytest.skip("no C++ compiler: there is no native code to compare")
+def _native(require_native) -> None:
+    require_native(op.native_library())
 
 
 def both(count: int, steps: int, logits_dtype: torch.dtype, grad_dtype: torch.dtype, seed: int = 0):
