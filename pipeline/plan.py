@@ -198,12 +198,14 @@ def make_plan(config: RunConfig) -> Plan:
                 plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed, over))
     _plan_measurements(plan, place, model)
     if config.benchmark:
-        for variant in plan.variants:
-            # Those whose mask was learned, of several seeds the first. New weights for a mask change no time.
-            if variant.made_by is None or variant.made_by.stage != "learn":
-                continue
-            first = variant.seed is None or variant.seed == config.learn[variant.method].seeds[0]
-            if variant.export and first:
+        # Learned masks, one of each sparsity and scope: others of one model are as fast within the noise.
+        learned = {
+            (variant.sparsity, variant.scope): variant
+            for variant in reversed(plan.variants)
+            if variant.made_by is not None and variant.made_by.stage == "learn"
+        }
+        for variant in reversed(learned.values()):
+            if variant.export:
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan

@@ -318,9 +318,13 @@ def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base:
 
 
 def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
-    """Speed is that of a learned mask, once: of the first seed, and not again for other weights."""
-    plan = plan_of(tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]"])
-    assert [speed.variant.name for speed in plan.speeds] == ["leap.seed3@0.5"]
+    """Speed is that of a learned mask, once a sparsity and scope: of the first seed and entry, not of new weights."""
+    other = ["learn.other={like: leap, settings: {steps: 3}}", "learn.rows={like: leap, settings: {scope: row}}"]
+    plan = plan_of(
+        tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]", *other, "sparsities=[0.5, 0.6]"]
+    )
+    names = [speed.variant.name for speed in plan.speeds]
+    assert sorted(names) == ["leap.seed3@0.5", "leap.seed3@0.6", "rows.seed3@0.5", "rows.seed3@0.6"]
 
 
 def test_a_mask_over_new_weights_is_exported_with_its_priors(tiny: Path, base: list[str]) -> None:
