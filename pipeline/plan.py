@@ -199,12 +199,12 @@ def make_plan(config: RunConfig) -> Plan:
     _plan_measurements(plan, place, model)
     if config.benchmark:
         # Learned masks, one of each sparsity and scope: others of one model are as fast within the noise.
-        learned = {
+        measured = {
             (variant.sparsity, variant.scope): variant
             for variant in reversed(plan.variants)
             if variant.made_by is not None and variant.made_by.stage == "learn"
         }
-        for variant in reversed(learned.values()):
+        for variant in reversed(measured.values()):
             if variant.export:
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
