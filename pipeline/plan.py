@@ -198,14 +198,13 @@ def make_plan(config: RunConfig) -> Plan:
                 plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed, over))
     _plan_measurements(plan, place, model)
     if config.benchmark:
-        # Learned masks, one of each sparsity and scope: others of one model are as fast within the noise.
-        measured = {
-            (variant.sparsity, variant.scope): variant
-            for variant in reversed(plan.variants)
-            if variant.made_by is not None and variant.made_by.stage == "learn"
-        }
-        for variant in reversed(measured.values()):
-            if variant.export:
+        # Learned masks, the first of each sparsity and scope: others of one model are as fast within the noise.
+        measured = set()
+        for variant in plan.variants:
+            kind = (variant.sparsity, variant.scope)
+            has_learned_mask = variant.made_by is not None and variant.made_by.stage == "learn"
+            if variant.export and has_learned_mask and kind not in measured:
+                measured.add(kind)
                 key = [benchmark.VERSION, variant.export.key, config.benchmark]
                 plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
     return plan

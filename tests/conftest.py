@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -68,20 +67,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the shared data sets beside the repository (../shared/data)")
     return SHARED
-
-
-@pytest.fixture(scope="session")
-def require_native() -> Callable[[object], None]:
-    """Skips where there is no compiler or native code is turned off; fails where a library could not be built."""
-
-    def require(library: object) -> None:
-        if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            pytest.skip("no C++ compiler (g++, clang++ or c++), so there is no native code")
-        if os.environ.get("LEAP_NATIVE") == "0":
-            pytest.skip("LEAP_NATIVE=0 turns native code off")
-        assert library is not None, "there is a C++ compiler, but the native code did not build"
-
-    return require
 
 
 @pytest.fixture(scope="session")

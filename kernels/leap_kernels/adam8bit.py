@@ -82,8 +82,8 @@ def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None
         raise ValueError(f"flat slices of one length, not {[list(t.shape) for t in (logits, grad, moments)]}")
     if not (logits.is_contiguous() and moments.is_contiguous()):
         raise ValueError("logits and moments must be contiguous")
-    on_cpu = logits.device.type == "cpu" and grad.dtype in native.DTYPE_CODES
-    library = native_library() if on_cpu else None
+    has_code = logits.device.type == "cpu" and grad.dtype in native.DTYPE_CODES
+    library = native_library() if has_code else None
     if library is None:
         adam8bit_reference(logits, grad, moments, s)
         return

@@ -1,7 +1,6 @@
 """Building and caching native code."""
 
 import multiprocessing
-import shutil
 
 import pytest
 from leap_kernels import native
@@ -17,7 +16,6 @@ def build_tiny(_):
     return native.build("tiny", tune_for_host=True)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
 def test_processes_that_start_together_share_one_library(sources, monkeypatch):
     monkeypatch.setattr(native, "_SOURCES", sources)
     monkeypatch.setenv("LEAP_NATIVE_CACHE", str(sources / "cache"))
