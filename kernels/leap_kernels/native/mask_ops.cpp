@@ -8,30 +8,13 @@
 #include <algorithm>
 #include <vector>
 
+#include "exponential.h"
 #include "philox.h"
 
 namespace leap {
 namespace {
 
 constexpr int64_t kChunk = 16384;  // elements per partial sum
-
-// exp(-x) for x >= 0; NaN stays NaN. 0 beyond x = 60 (9e-27): a mask that is all but shut would make subnormal numbers of
-// its weight, its gradient or their products, and a matrix product with 1 % of them takes twenty times as long.
-// exp(r) = 1 + r + r^2 * poly(r) on |r| <= ln(2)/2; coefficients: own weighted least-squares fit, 3e-9 relative.
-inline F32 exp_negative(F32 x) {
-  const F32 shifted = x * -1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  const F32 n = shifted - 12582912.0f;
-  F32 r = -x - n * 0.693359375f;  // ln 2 in two parts, the first exact in products
-  r = r + n * 2.12194440e-4f;
-  F32 p = 1.381460577e-3f * r + 8.368710987e-3f;
-  p = p * r + 4.166838899e-2f;
-  p = p * r + 1.666652113e-1f;
-  p = p * r + 4.999999404e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const I32 exponent = ((I32)shifted + 127) << 23;
-  const F32 result = p * (F32)exponent;
-  return x > 60.0f ? F32{} : result;
-}
 
 // log(u / (1 - u)) for u = (k + 0.5) * 2^-23, k = word >> 9.
 //
@@ -73,12 +56,6 @@ inline Sigmoid sigmoid(F32 z) {
 struct Sums {
   double mask = 0, squares = 0, density = 0;
 };
-
-inline double lane_sum(F32 v) {
-  double sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += double(v[i]);
-  return sum;
-}
 
 struct Scalars {
   float scale, inverse_temperature;
@@ -128,32 +105,6 @@ void backward_tile(const Scalars& k, const StatsGrad& s, const uint32_t* words, 
     store(out + i, result);
   }
 }
-
-// A tile of a tensor as floats: the tensor itself where it already is that, else a converted (and padded) copy.
-struct TileIn {
-  const void* data;
-  int dtype;
-  float pad;
-  float buffer[kTile];
-  const float* at(int64_t first, int count) {
-    if (dtype == kFloat32 && count == kTile) return static_cast<const float*>(data) + first;
-    load_as_float(data, dtype, first, count, buffer);
-    std::fill(buffer + count, buffer + kTile, pad);
-    return buffer;
-  }
-};
-
-struct TileOut {
-  void* data;
-  int dtype;
-  float buffer[kTile];
-  float* at(int64_t first, int count) {
-    return dtype == kFloat32 && count == kTile ? static_cast<float*>(data) + first : buffer;
-  }
-  void flush(const float* written, int64_t first, int count) {
-    if (written == buffer) store_from_float(buffer, dtype, first, count, data);
-  }
-};
 
 // Padding logits are -infinity: mask and density are then exactly 0 and add nothing to the sums.
 constexpr float kPadLogit = -__builtin_inff();

@@ -3,11 +3,9 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "tile.h"
 
 namespace leap {
-
-constexpr int kTile = 1024;  // elements whose inputs, words and outputs stay in the first-level cache
 
 struct Noise {
   uint64_t seed;
