@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from leap.settings import LearnSettings
+from pipeline import number_types
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -24,9 +25,17 @@ class ModelConfig(Section):
     revision: str | None = None
     """Revision of a Hugging Face name."""
     dtype: Dtype = "float32"
-    """Number type of the frozen weights, of training and of evaluation."""
+    """Number type of the frozen weights, of training and of evaluation.
+
+    ``auto`` stands for bfloat16 where the CPU that reads the recipe has matrix units for it, for float32 elsewhere.
+    """
     trust_remote_code: bool = False
     """Run code that comes with a model or data set from the hub."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _choose_dtype(cls, value: Any) -> Any:
+        return number_types.fastest() if value == "auto" else value
 
 
 class CorpusConfig(Section):

@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from leap.settings import LearnSettings
-from pipeline import paths, recipe
-from pipeline.config import CorpusConfig, EvaluateConfig, RunConfig
+from pipeline import number_types, paths, recipe
+from pipeline.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
 from pipeline.fields import SECTION, all_fields, known_key
 
 GPU = {
@@ -95,6 +95,27 @@ def test_a_corpus_that_cannot_be_is_refused(value: dict[str, Any], message: str)
 def test_sections_that_contradict_each_other_are_refused(value: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RunConfig.model_validate({"name": "x", **value})
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags\t\t: avx512_bf16 amx_bf16 amx_tile\n", "bfloat16"),
+        ("flags\t\t: avx512_bf16\n", "float32"),
+        ("Features\t: bf16\n", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_auto_is_the_number_type_of_the_cpus_matrix_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, dtype: str
+) -> None:
+    monkeypatch.setattr(number_types, "_CPU", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + flags)
+    assert ModelConfig.model_validate({"dtype": "auto"}).dtype == dtype
+    assert ModelConfig.model_validate({"dtype": "bfloat16"}).dtype == "bfloat16"
+    with pytest.raises(ValidationError, match="float16"):
+        ModelConfig.model_validate({"dtype": "int8"})
 
 
 def test_a_task_can_have_a_number_of_documents_of_its_own() -> None:
