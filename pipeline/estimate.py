@@ -63,8 +63,8 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     if learn.activation_checkpointing:
         # What enters each block, and the inside of one at a time.
         blocks = tokens * width * sizes.states + blocks / sizes.blocks
-    # fp32: logits, log-softmax and gradient; with a teacher its logits and log-softmax too.
-    copies = 5 if settings.distillation else 3
+    # Logits and their gradient, and a teacher's logits.
+    copies = 3 if settings.distillation else 2
     return {
         f"weights, {config.model.dtype}, frozen": frozen * width / learn.workers,
         f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
@@ -72,7 +72,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
         # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
         "largest layer, gathered": float(max(sizes.largest * width, sizes.largest_masked * 2 * (width + logit))),
         "activations of a micro-batch": float(blocks),
-        "output of a micro-batch, fp32": 4.0 * copies * tokens * sizes.vocabulary,
+        "output of a micro-batch": float(width * copies * tokens * sizes.vocabulary),
     }
 
 
