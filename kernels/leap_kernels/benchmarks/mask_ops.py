@@ -1,11 +1,13 @@
 """Time per weight of what a step of learning does on a CPU besides the model: native code against plain PyTorch.
 
-Sampled mask forward and backward, a step of packed Adam, and the counts that find a cut through all logits.
+Sampled mask forward and backward, a step of packed Adam, and the counts that find a cut through all logits; per logit of
+an output over 49 152 tokens, its losses and their gradient.
 
 python -m leap_kernels.benchmarks.mask_ops [--millions 20] [--threads 1] [--seconds 4] [--dtype float32]
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +16,12 @@ from leap_kernels.adam8bit import NO_MOMENTS, AdamStep, adam8bit, adam8bit_refer
 from leap_kernels.benchmarks.timing import interleaved, machine, quantile
 from leap_kernels.mask_ops import mask_backward, mask_forward
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
+from leap_kernels.output_losses import (
+    output_losses,
+    output_losses_backward,
+    output_losses_backward_reference,
+    output_losses_reference,
+)
 from leap_kernels.radix_counts import count_high, count_low
 
 
@@ -35,8 +43,8 @@ def main() -> None:
     part = slice(0, size // 20)  # the reference is some fifty times slower
     small = weight[part], logits[part]
 
-    def show(name: str, durations: list[float]) -> None:
-        count = size if "native" in name else size // 20
+    def show(name: str, durations: list[float], count: int | None = None) -> None:
+        count = count or (size if "native" in name else size // 20)
         p20, p50, p80 = (quantile(durations, q) / count * 1e9 for q in (0.2, 0.5, 0.8))
         print(f"{name:28} {p50:8.2f} ns/weight  [{p20:.2f}, {p80:.2f}]  {len(durations)} runs")
 
@@ -63,6 +71,20 @@ def main() -> None:
     }
     for name, durations in interleaved(others, arguments.seconds).items():
         show(name, durations)
+
+    student, teacher = torch.randn(2, 512, 49152).to(weight.dtype)
+    targets = torch.randint(student.shape[1], (len(student),))
+
+    def losses(forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        _, log_sums = forward(student, targets, teacher)
+        backward(student, targets, teacher, log_sums, 0.5, 0.5)
+
+    both = {
+        "losses native": lambda: losses(output_losses, output_losses_backward),
+        "losses PyTorch": lambda: losses(output_losses_reference, output_losses_backward_reference),
+    }
+    for name, durations in interleaved(both, arguments.seconds).items():
+        show(name, durations, student.numel())
 
 
 if __name__ == "__main__":
