@@ -1,7 +1,7 @@
 """Time per weight of what a step of learning does on a CPU besides the model: native code against plain PyTorch.
 
-Sampled mask forward and backward, a step of packed Adam, and the counts that find a cut through all logits; per logit of
-an output over 49 152 tokens, its losses and their gradient.
+Sampled mask forward and backward, a step of packed Adam, and the counts that find a cut through all logits; and per
+logit of an output over 49 152 tokens, its losses and their gradient.
 
 python -m leap_kernels.benchmarks.mask_ops [--millions 20] [--threads 1] [--seconds 4] [--dtype float32]
 """
