@@ -11,7 +11,7 @@ _CPU = Path("/proc/cpuinfo")
 def fastest() -> Literal["bfloat16", "float32"]:
     """``bfloat16`` on a CPU with matrix units for it (AMX), ``float32`` on any other.
 
-    On a Xeon with AMX, products in bfloat16 are 4 to 8 times as fast as in float32; with the vector instructions for
+    On a Xeon with AMX, products in bfloat16 are 3 to 8 times as fast as in float32; with the vector instructions for
     bfloat16 alone they are no faster, and without these many times slower (docs/log.md).
     """
     try:

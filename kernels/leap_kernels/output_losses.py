@@ -36,7 +36,15 @@ def output_losses(student: Tensor, targets: Tensor, teacher: Tensor | None) -> t
     Returns:
         float64 [T, 2] of −log p(target), 0 without a target, and KL(teacher ‖ student), 0 without a teacher, in nats;
         and [T, 2] of log Σ eˢ and log Σ eᵗ, fp32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: a target beyond the vocabulary, or shapes that differ.
     """
+    if targets.shape != student.shape[:1] or (teacher is not None and teacher.shape != student.shape):
+        shapes = [list(t.shape) for t in (student, targets, teacher) if t is not None]
+        raise ValueError(f"student and teacher must be [T, V] and targets [T], not {shapes}")
+    if len(targets) and int(targets.max()) >= student.shape[1]:
+        raise ValueError(f"target {int(targets.max())} lies beyond the vocabulary of {student.shape[1]}")
     library = _library(student, teacher)
     if library is None:
         return output_losses_reference(student, targets, teacher)

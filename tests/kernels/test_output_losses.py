@@ -76,6 +76,17 @@ def test_nan_makes_both_losses_of_its_row_nan(implementation):
     assert losses[2].isfinite().all()
 
 
+def test_what_would_be_read_beyond_the_logits_is_refused(implementation):
+    student, targets, teacher = case(3, 10, torch.float32)
+    targets[0] = 10
+    with pytest.raises(ValueError, match="target 10 lies beyond the vocabulary of 10"):
+        output_losses(student, targets, teacher)
+    with pytest.raises(ValueError, match="must be"):
+        output_losses(student, targets[:2], teacher)
+    with pytest.raises(ValueError, match="must be"):
+        output_losses(student, targets, teacher[:, :9])
+
+
 def test_threads_change_nothing():
     student, targets, teacher = case(33, 4097, torch.bfloat16)
     before, results = torch.get_num_threads(), []
