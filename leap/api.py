@@ -187,7 +187,7 @@ def _learn(
 ) -> list[dict[str, float]]:
     """Optimise the logits; returns the metrics of all steps."""
     s = learner.settings
-    updater = Updater(logit_optimiser(s), s.seed)
+    updater = Updater(s)
     updater.attach(logits)
     history = []
     with transformers_logging.tqdm(total=s.steps, desc="learning masks", unit="step") as bar:

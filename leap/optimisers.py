@@ -1,7 +1,8 @@
 """Optimisers of the mask logits, applied matrix by matrix as gradients come out of the backward pass.
 
 No optimiser here needs more than one element's own history, so a slice of a flattened logit matrix has the same state
-whatever the number of workers the matrix is cut for, and a gradient can be consumed as soon as it exists.
+whatever the number of workers the matrix is cut for, and a gradient can be consumed as soon as it exists. The step that
+all logits of a matrix make together (:class:`SharedSteps`) adds one number a matrix that the workers exchange.
 
 Bytes per logit, parameter and state: ``adam`` 4 + 8, ``adam8bit`` 4 + 2, ``adam8bit-bf16`` 2 + 2. Where a step
 accumulates several micro-batches, it holds one gradient per logit in the dtype of the logits besides.
@@ -12,7 +13,7 @@ accumulates several micro-batches, it holds one gradient per logit in the dtype 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -32,7 +33,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a slice of logits comes from, and when: the counter of what is rounded at random."""
+    """Where a slice of logits comes from, and when: the counter of what is rounded at random; and how far it shifts."""
 
     seed: int
     layer: int
@@ -40,6 +41,8 @@ class Place:
     """Optimiser step from 0."""
     offset: int = 0
     """Flat index of the slice's first element in the whole matrix."""
+    shift: float = 0.0
+    """What all logits of the matrix move down by besides."""
 
 
 class LogitOptimiser(Protocol):
@@ -68,7 +71,7 @@ class Adam:
         m.lerp_(grad, 1 - beta1)
         v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         for part in chunks(logits):
-            logits[part].sub_(_adam_step(m[part], v[part], rate, self.betas, place.step))
+            logits[part].sub_(_adam_step(m[part], v[part], rate, self.betas, place.step)).sub_(place.shift)
 
 
 class Adam8bit:
@@ -86,21 +89,56 @@ class Adam8bit:
     def update(self, logits: Tensor, grad: Tensor, state: State, rate: float, place: Place) -> None:
         """See :meth:`LogitOptimiser.update`."""
         layer = _OF_STATE | place.layer
-        adam8bit(
-            logits, grad, state["moments"], AdamStep(rate, self.betas, place.seed, layer, place.step, place.offset)
-        )
+        step = AdamStep(rate, self.betas, place.seed, layer, place.step, place.offset, place.shift)
+        adam8bit(logits, grad, state["moments"], step)
+
+
+class SharedSteps:
+    """Adam on one number a matrix, the sum of its gradient: a step that all logits of the matrix make together.
+
+    That is how sparsity moves between matrices. What the logits of a matrix have in common is a small part of the
+    gradient of each, which elementwise Adam turns into steps of one size up and down.
+
+    Args:
+        rate: relative to the rate of the single logits.
+        total: adds up a float64 scalar over the workers that hold slices of a matrix.
+    """
+
+    def __init__(
+        self, rate: float, betas: tuple[float, float], total: Callable[[Tensor], Tensor] = lambda value: value
+    ) -> None:
+        self.rate, self.betas, self._total = rate, betas, total
+        self.moments: dict[int, tuple[float, float]] = {}
+        """Adam's of each layer."""
+
+    def step(self, layer: int, grad: Tensor, rate: float, step: int) -> float:
+        """What the logits of a matrix move down by, from this worker's slice ``grad`` [n] of its gradient.
+
+        Args:
+            rate: of the single logits.
+            step: optimiser step from 0.
+        """
+        if self.rate == 0:
+            return 0.0
+        g = float(self._total(grad.sum(dtype=torch.float32).double()))
+        (beta1, beta2), (m, v) = self.betas, self.moments.get(layer, (0.0, 0.0))
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        self.moments[layer] = m, v
+        unbiased_m, unbiased_v = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
+        return self.rate * rate * unbiased_m / (math.sqrt(unbiased_v) + EPS)
 
 
 class Updater:
     """Takes the gradients of one optimiser step as they come, and moves the logits with the last micro-batch's.
 
     Args:
-        optimiser: shared by all layers.
-        seed: of the stochastic rounding.
+        settings: which optimiser, for all layers, and the seed of the stochastic rounding.
+        total: see :class:`SharedSteps`.
     """
 
-    def __init__(self, optimiser: LogitOptimiser, seed: int) -> None:
-        self.optimiser, self.seed = optimiser, seed
+    def __init__(self, settings: LearnSettings, total: Callable[[Tensor], Tensor] = lambda value: value) -> None:
+        self.optimiser, self.seed = logit_optimiser(settings), settings.seed
+        self.shared = SharedSteps(settings.matrix_rate / settings.learning_rate, settings.betas, total)
         self._states: dict[int, State] = {}
         self._sums: dict[int, Tensor] = {}
         self._step, self._draw, self._rate, self._last = 0, 0, 0.0, True
@@ -135,7 +173,8 @@ class Updater:
         if layer in self._sums:
             grad = self._add(self._sums.pop(layer), grad, layer, offset)
         if self._last:
-            place = Place(self.seed, layer, self._step, offset)
+            shift = self.shared.step(layer, grad, self._rate, self._step)
+            place = Place(self.seed, layer, self._step, offset, shift)
             self.optimiser.update(logits, grad, self.state(layer, logits), self._rate, place)
         else:
             self._sums[layer] = grad

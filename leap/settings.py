@@ -80,6 +80,8 @@ class LearnSettings:
     """Adam, with 6 bytes per logit for it and both moments in 16 bits, 4 with bfloat16 logits too, 12 for ``adam``."""
     learning_rate: float = 1e-3
     """Peak learning rate of the optimiser of the logits."""
+    matrix_rate: float = 0.0
+    """Peak learning rate of a step that all logits of a matrix make together; it moves sparsity between matrices."""
     warmup_steps: int = 5
     """Steps of linear warm-up before the cosine."""
     final_rate: float = 0.0
@@ -110,7 +112,7 @@ class LearnSettings:
             )
         if self.steps * self.microbatches > 1 << 32:
             raise ValueError(f"steps {self.steps} of {self.microbatches} micro-batches exceed the noise's 2**32 draws")
-        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation"):
+        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation", "matrix_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("init_std", "learning_rate"):
@@ -119,6 +121,10 @@ class LearnSettings:
         for name in ("distillation", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.matrix_rate > 0 and self.scope != "global":
+            raise ValueError(
+                f"matrix_rate moves sparsity between matrices, which scope {self.scope} fixes; set it to 0"
+            )
         if self.weights == "prior" and self.prior in _KEEP_WEIGHTS:
             raise ValueError(f"weights prior wants a prior that changes weights, admm say, and {self.prior} does not")
         if not all(0 <= beta < 1 for beta in self.betas):

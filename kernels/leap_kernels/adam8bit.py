@@ -52,6 +52,8 @@ class AdamStep:
     """From 0; with seed and layer the counter of the random words, of which every element takes its own."""
     offset: int = 0
     """Flat index of the slice's first element in the whole matrix."""
+    shift: float = 0.0
+    """What every logit moves down by besides."""
 
     @property
     def unit(self) -> float:
@@ -66,7 +68,7 @@ class AdamStep:
 
 
 def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None:
-    """Move ``logits`` and ``moments`` in place: logits −= rate · m̂ / (√v̂ + ε).
+    """Move ``logits`` and ``moments`` in place: logits −= rate · m̂ / (√v̂ + ε) + shift.
 
     Args:
         logits: [n], fp32 or bfloat16 (rounded stochastically), contiguous.
@@ -92,7 +94,7 @@ def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None
     library.leap_adam8bit(
         logits.data_ptr(), native.DTYPE_CODES[logits.dtype], grad.data_ptr(), native.DTYPE_CODES[grad.dtype],
         moments.data_ptr(), logits.numel(), s.offset, s.unit, *s.betas,
-        s.rate / correction1, 1 / math.sqrt(correction2), s.seed, s.layer, s.step, torch.get_num_threads(),
+        s.rate / correction1, 1 / math.sqrt(correction2), s.shift, s.seed, s.layer, s.step, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def native_library() -> ctypes.CDLL | None:
         pointer, number = ctypes.c_void_p, ctypes.c_float
         tensors: list[Any] = [pointer, ctypes.c_int, pointer, ctypes.c_int, pointer, ctypes.c_int64, ctypes.c_int64]
         stream: list[Any] = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32]
-        library.leap_adam8bit.argtypes = [*tensors, *[number] * 5, *stream, ctypes.c_int]
+        library.leap_adam8bit.argtypes = [*tensors, *[number] * 6, *stream, ctypes.c_int]
         library.leap_adam8bit.restype = None
     return library
 
@@ -127,7 +129,7 @@ def adam8bit_reference(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamSte
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         moments[part] = pack_moments(m, v, s.unit, words)
-        update = m / v.sqrt().div_(math.sqrt(correction2)).add_(EPS) * (s.rate / correction1)
+        update = m / v.sqrt().div_(math.sqrt(correction2)).add_(EPS) * (s.rate / correction1) + s.shift
         moved = logits[part].float() - update
         logits[part] = moved if logits.dtype == torch.float32 else round_to_bf16(moved, words >> 16)
 

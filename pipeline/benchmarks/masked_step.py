@@ -39,7 +39,7 @@ from leap_kernels.benchmarks.memory import resident
 from leap.bernoulli import BernoulliGate
 from leap.learner import MaskLearner, weight_norms
 from leap.masked_linear import install_masks
-from leap.optimisers import Updater, logit_optimiser
+from leap.optimisers import Updater
 from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 from pipeline.config import ModelConfig
@@ -74,7 +74,7 @@ def _masked(
         steps=1000, batch_rows=microbatches, noise=noise, weight_reward=0.0, optimiser=optimiser or "adam"
     )
     gate = BernoulliGate(settings)
-    updater = Updater(logit_optimiser(settings), settings.seed)
+    updater = Updater(settings)
     state, layers = install_masks(model, gate)
     for layer in layers.values():
         keep = torch.rand(layer.weight.shape) > 0.5

@@ -188,7 +188,7 @@ class _Worker:
     def _save(self, step: int) -> None:
         from pipeline.learning import checkpoint
 
-        facts = {"multipliers": self.learner.multipliers, "history": self.history}
+        facts = {"multipliers": self.learner.multipliers, "history": self.history, **self.zero.facts()}
         checkpoint.save(self.uri, step, facts, self.zero.shard(), self.zero.shapes())
         self._tell({"checkpoint": step})
 

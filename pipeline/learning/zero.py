@@ -22,7 +22,7 @@ from leap.gates import Gate
 from leap.hidden import with_hidden_states
 from leap.learner import MaskedWeights
 from leap.masked_linear import install_masks
-from leap.optimisers import Updater, logit_optimiser
+from leap.optimisers import Updater
 from leap.surgery import decoder_blocks
 from pipeline import models
 from pipeline.config import LearnConfig, ModelConfig
@@ -79,7 +79,7 @@ class ZeroModel:
         self._partitioning = HfDeepSpeedConfig(config)
         self.module = models.load_model(model)
         self.state, self.layers = install_masks(self.module, gate)
-        self._updater = Updater(logit_optimiser(learn.settings), learn.settings.seed)
+        self._updater = Updater(learn.settings, _total)
         self.weights = self._add_parameters(config, initial, new_weight)
         if learn.activation_checkpointing:
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -149,8 +149,14 @@ class ZeroModel:
                 parts[f"{name}.{part}"] = tensor.clone()
         return parts
 
+    def facts(self) -> dict[str, Any]:
+        """What of the optimiser's state is no slice of anything, as JSON; the same on every worker."""
+        return {"shared_moments": [[layer, *values] for layer, values in self._updater.shared.moments.items()]}
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""
+        moments = {layer: (m, v) for layer, m, v in checkpoint.facts["shared_moments"]}
+        self._updater.shared.moments = moments
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for number, name in enumerate(self.layers):
             for part, tensor in self._updater.state(number, self.local_logits(name)).items():
@@ -178,6 +184,11 @@ class ZeroModel:
                 numel += layer.masked_weight.numel()
             layer.logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
         return MaskedWeights(numel, norm)
+
+
+def _total(value: Tensor) -> Tensor:
+    torch.distributed.all_reduce(value)
+    return value
 
 
 def _partition(

@@ -17,7 +17,7 @@ def _native() -> None:
     assert op.native_library() is not None
 
 
-def both(count: int, steps: int, logits_dtype: torch.dtype, grad_dtype: torch.dtype, seed: int = 0):
+def both(count: int, steps: int, logits_dtype: torch.dtype, grad_dtype: torch.dtype, seed: int = 0, shift: float = 0.0):
     """(logits, moments) of both implementations after ``steps`` with gradients of many sizes."""
     g = torch.Generator().manual_seed(seed)
     first = torch.randn(count, generator=g).to(logits_dtype)
@@ -27,15 +27,16 @@ def both(count: int, steps: int, logits_dtype: torch.dtype, grad_dtype: torch.dt
     for function in (adam8bit, adam8bit_reference):
         logits, moments = first.clone(), torch.full((count,), NO_MOMENTS, dtype=torch.int16)
         for step, grad in enumerate(grads):
-            function(logits, grad, moments, AdamStep(0.01, BETAS, seed, 7, step, offset=13))
+            function(logits, grad, moments, AdamStep(0.01, BETAS, seed, 7, step, offset=13, shift=shift))
         results.append((logits, moments))
     return results
 
 
 @pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_step_is_the_references(logits_dtype, grad_dtype):
-    (logits, moments), (expected, expected_moments) = both(70_001, 1, logits_dtype, grad_dtype)
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_one_step_is_the_references(logits_dtype, grad_dtype, shift):
+    (logits, moments), (expected, expected_moments) = both(70_001, 1, logits_dtype, grad_dtype, shift=shift)
     # A value within rounding of a threshold may go to the other side: to a neighbour on its grid.
     assert (moments == expected_moments).float().mean() > 0.9995
     spacing = 1e-6 if logits_dtype == torch.float32 else 2**-7

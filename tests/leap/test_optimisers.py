@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from leap_kernels.adam8bit import pack_moments, round_to_bf16, unpack_moments
 from leap_kernels.mask_ops import random_words
 
-from leap.optimisers import Updater, logit_optimiser
+from leap.optimisers import Updater
 from leap.settings import LearnSettings
 
 NAMES = ("adam", "adam8bit", "adam8bit-bf16")
@@ -24,8 +24,8 @@ def words(count: int, step: int = 0) -> torch.Tensor:
     return random_words(count, seed=5, layer=1, step=step)
 
 
-def updater(name: str) -> Updater:
-    return Updater(logit_optimiser(replace(BASE, optimiser=name)), seed=3)
+def updater(name: str, **options: float) -> Updater:
+    return Updater(replace(BASE, optimiser=name, seed=3, **options))
 
 
 def run(name: str, grads: list[torch.Tensor], first: torch.Tensor, rate: float = 0.01, offset: int = 0):
@@ -187,3 +187,52 @@ def test_betas_that_eight_bits_cannot_hold_are_refused():
         with pytest.raises(ValueError, match="adam8bit"):
             LearnSettings(optimiser="adam8bit", betas=betas)
         LearnSettings(optimiser="adam", betas=betas)
+
+
+def shared64(sums: list[float], rate: float) -> float:
+    """How far Adam (arXiv 1412.6980) goes with these gradients of one number, in all."""
+    return float(adam64([torch.tensor([g]) for g in sums], torch.zeros(1), rate))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_matrix_moves_by_adam_on_the_sum_of_its_gradient_besides(name):
+    rate, count = 0.01, 5000
+    grads, first = grads_of(count, 12), torch.randn(count)
+    alone = updater(name)
+    together = updater(name, learning_rate=rate, matrix_rate=0.05)
+    ended = []
+    for up in (alone, together):
+        logits = first.to(up.optimiser.dtype, copy=True)
+        for step, grad in enumerate(grads):
+            up.begin(step, rate, 0, 1)
+            up.take(2, logits, grad.to(logits.dtype))
+        ended.append(logits.double())
+    sums = [float(grad.to(alone.optimiser.dtype).float().sum()) for grad in grads]
+    difference = ended[1] - ended[0]
+    slack = 1e-6 if name != "adam8bit-bf16" else 2e-3  # bfloat16 rounds each logit at random
+    assert float(difference.mean()) == pytest.approx(shared64(sums, 0.05), abs=slack)
+    if name != "adam8bit-bf16":
+        assert float(difference.std()) < 1e-6, "the same for every logit"
+
+
+def test_a_matrix_in_slices_moves_as_one():
+    rate, count, cut = 0.01, 3000, 1234
+    grads, first = grads_of(count, 5), torch.randn(count)
+    whole = updater("adam8bit", learning_rate=rate, matrix_rate=0.1)
+    expected = first.clone()
+    parts = [first[:cut].clone(), first[cut:].clone()]
+    for step, grad in enumerate(grads):
+        whole.begin(step, rate, 0, 1)
+        whole.take(0, expected, grad)
+    # Each worker takes its slice, and hears from the others what theirs add up to.
+    slices = [slice(None, cut), slice(cut, None)]
+    for own, logits in zip(slices, parts, strict=True):
+        sums = iter([float(grad.sum(dtype=torch.float32)) for grad in grads])
+        worker = Updater(
+            replace(BASE, optimiser="adam8bit", seed=3, learning_rate=rate, matrix_rate=0.1),
+            lambda value, sums=sums: torch.full_like(value, next(sums)),
+        )
+        for step, grad in enumerate(grads):
+            worker.begin(step, rate, 0, 1)
+            worker.take(0, logits, grad[own], own.start or 0)
+    assert torch.equal(torch.cat(parts), expected)

@@ -19,6 +19,7 @@ struct Step {
   float unit;  // of m, in multiples of sqrt(v)
   float keep1, add1, keep2, add2;
   float rate, root_scale;  // with both bias corrections
+  float shift;             // of every logit
 };
 
 // v by code: 2^octave for whole octaves, times 2^f for what is left, 0 for code 0. Computed, since gathers from a table of
@@ -60,7 +61,7 @@ void update_tile(const Step& s, const uint32_t* words, const float* grad, float*
     v[i] = old * s.keep2 + grad[i] * grad[i] * s.add2;
   }
   for (int i = 0; i < kTile; ++i) {
-    logits[i] -= s.rate * (m[i] / (__builtin_sqrtf(v[i]) * s.root_scale + 1e-8f));
+    logits[i] -= s.rate * (m[i] / (__builtin_sqrtf(v[i]) * s.root_scale + 1e-8f)) + s.shift;
   }
   for (int i = 0; i < kTile; ++i) {
     int code = code_below(v[i]);
@@ -84,11 +85,11 @@ void round_tile(const uint32_t* words, const float* logits, uint16_t* out, int c
 using namespace leap;
 
 // Updates logits (float32 or bfloat16) and moments [count] in place. rate is divided by Adam's first bias correction,
-// root_scale is one over the root of the second; first is the slice's place in its matrix, for the random words.
+// root_scale is one over the root of the second, shift what every logit moves down by besides; first is the slice's place in its matrix, for the random words.
 extern "C" void leap_adam8bit(void* logits, int logits_dtype, const void* grad, int grad_dtype, int16_t* moments,
                               int64_t count, int64_t first, float unit, float beta1, float beta2, float rate,
-                              float root_scale, uint64_t seed, uint32_t layer, uint32_t step, int threads) {
-  const Step s{unit, beta1, 1 - beta1, beta2, 1 - beta2, rate, root_scale};
+                              float root_scale, float shift, uint64_t seed, uint32_t layer, uint32_t step, int threads) {
+  const Step s{unit, beta1, 1 - beta1, beta2, 1 - beta2, rate, root_scale, shift};
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t tile = 0; tile < (count + kTile - 1) / kTile; ++tile) {
     const int64_t i = tile * kTile;
