@@ -128,6 +128,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "distillation": 0.5,
                     "density": {"kind": "lagrangian", "weight": 50},
                     "learning_rate": 0.01,
+                    "matrix_rate": 0.02,
                 },
                 "workers": 2,
                 "checkpoint_every": 10,
