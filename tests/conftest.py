@@ -62,6 +62,13 @@ def sentences(seed: int, count: int) -> str:
     return " ".join(" ".join(rng.choices(WORDS, k=9)) + f" {rng.randint(0, 999)}." for _ in range(count))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for all tests that start Ray: they share runs, and two clusters at a time are enough to ask for."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not SHARED.is_dir():
