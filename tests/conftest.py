@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+# Two processes of tests on two CPUs: with two threads each, most of the time goes into threads waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 WORDS = [

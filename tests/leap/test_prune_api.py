@@ -281,3 +281,18 @@ def test_import_is_cheap_and_brings_in_nothing_of_the_pipeline(tmp_path):
     # From a mere checkout, with nothing installed and no path to the kernels.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=tmp_path, env=environment, timeout=600)
+
+
+def test_a_common_step_moves_sparsity_to_where_it_costs_least(pattern_model, rows, loss_on):
+    losses, spread = {}, {}
+    for rate in (0.0, 0.1):
+        settings = replace(SETTINGS, noise=False, weight_reward=0, distillation=1, density=LAGRANGIAN, matrix_rate=rate)
+        model = copy.deepcopy(pattern_model)
+        result = leap.prune(model, rows, sparsity=0.6, settings=settings)
+        spread[rate] = max(result.layer_sparsity.values()) - min(result.layer_sparsity.values())
+        losses[rate] = loss_on(model)
+        kept = sum(int(linear.weight.count_nonzero()) for linear in prunable_linears(model).values())
+        numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
+        assert kept == numel - round(0.6 * numel), "exact, whatever moved"
+    assert spread[0.1] > 2 * spread[0.0]
+    assert losses[0.1] < losses[0.0]
