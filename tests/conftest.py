@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Two processes of tests on two CPUs: with two threads each, most of the time goes into threads waiting for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 WORDS = [
@@ -63,13 +60,6 @@ def sentences(seed: int, count: int) -> str:
     """Text without meaning but with a vocabulary."""
     rng = random.Random(seed)
     return " ".join(" ".join(rng.choices(WORDS, k=9)) + f" {rng.randint(0, 999)}." for _ in range(count))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process for all tests that start Ray: they share runs, and two clusters at a time are enough to ask for."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
