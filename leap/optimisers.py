@@ -138,7 +138,8 @@ class Updater:
 
     def __init__(self, settings: LearnSettings, total: Callable[[Tensor], Tensor] = lambda value: value) -> None:
         self.optimiser, self.seed = logit_optimiser(settings), settings.seed
-        self.shared = SharedSteps(settings.matrix_rate / settings.learning_rate, settings.betas, total)
+        shared = settings.matrix_rate / settings.learning_rate if settings.scope == "global" else 0.0
+        self.shared = SharedSteps(shared, settings.betas, total)
         self._states: dict[int, State] = {}
         self._sums: dict[int, Tensor] = {}
         self._step, self._draw, self._rate, self._last = 0, 0, 0.0, True

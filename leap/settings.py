@@ -81,7 +81,10 @@ class LearnSettings:
     learning_rate: float = 1e-3
     """Peak learning rate of the optimiser of the logits."""
     matrix_rate: float = 0.0
-    """Peak learning rate of a step that all logits of a matrix make together; it moves sparsity between matrices."""
+    """Peak learning rate of a step that all logits of a matrix make together; it moves sparsity between matrices.
+
+    Where ``scope`` fixes the sparsity of each, no such step is made.
+    """
     warmup_steps: int = 5
     """Steps of linear warm-up before the cosine."""
     final_rate: float = 0.0
@@ -121,10 +124,6 @@ class LearnSettings:
         for name in ("distillation", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.matrix_rate > 0 and self.scope != "global":
-            raise ValueError(
-                f"matrix_rate moves sparsity between matrices, which scope {self.scope} fixes; set it to 0"
-            )
         if self.weights == "prior" and self.prior in _KEEP_WEIGHTS:
             raise ValueError(f"weights prior wants a prior that changes weights, admm say, and {self.prior} does not")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -73,7 +73,6 @@ def test_the_defaults_are_the_published_ones():
         (lambda: LearnSettings(weight_reward=math.inf), "weight_reward must be finite and not negative"),
         (lambda: LearnSettings(warmup_steps=-1), "warmup_steps must be finite and not negative"),
         (lambda: LearnSettings(matrix_rate=-0.1), "matrix_rate must be finite and not negative, not -0.1"),
-        (lambda: LearnSettings(matrix_rate=0.1, scope="layer"), "which scope layer fixes; set it to 0"),
         (lambda: LearnSettings(init_std=0), "init_std must be positive and finite, not 0"),
         (lambda: LearnSettings(learning_rate=math.nan), "learning_rate must be positive and finite, not nan"),
         (lambda: LearnSettings(distillation=1.5), r"distillation must lie in \[0, 1\], not 1.5"),

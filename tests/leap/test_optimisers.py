@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def words(count: int, step: int = 0) -> torch.Tensor:
     return random_words(count, seed=5, layer=1, step=step)
 
 
-def updater(name: str, **options: float) -> Updater:
+def updater(name: str, **options: Any) -> Updater:
     return Updater(replace(BASE, optimiser=name, seed=3, **options))
 
 
@@ -213,6 +214,17 @@ def test_a_matrix_moves_by_adam_on_the_sum_of_its_gradient_besides(name):
     assert float(difference.mean()) == pytest.approx(shared64(sums, 0.05), abs=slack)
     if name != "adam8bit-bf16":
         assert float(difference.std()) < 1e-6, "the same for every logit"
+
+
+@pytest.mark.parametrize("scope", ["layer", "row"])
+def test_where_the_scope_fixes_the_sparsity_of_a_matrix_it_does_not_move(scope):
+    first, ended = torch.randn(500), []
+    for options in ({}, {"matrix_rate": 0.05, "scope": scope}):
+        up, logits = updater("adam8bit", **options), first.clone()
+        up.begin(0, 0.01, 0, 1)
+        up.take(0, logits, torch.ones(500))
+        ended.append(logits)
+    assert torch.equal(*ended)
 
 
 def test_a_matrix_in_slices_moves_as_one():
