@@ -85,10 +85,12 @@ void round_tile(const uint32_t* words, const float* logits, uint16_t* out, int c
 using namespace leap;
 
 // Updates logits (float32 or bfloat16) and moments [count] in place. rate is divided by Adam's first bias correction,
-// root_scale is one over the root of the second, shift what every logit moves down by besides; first is the slice's place in its matrix, for the random words.
+// root_scale is one over the root of the second, shift what every logit moves down by besides; first is the slice's
+// place in its matrix, for the random words.
 extern "C" void leap_adam8bit(void* logits, int logits_dtype, const void* grad, int grad_dtype, int16_t* moments,
                               int64_t count, int64_t first, float unit, float beta1, float beta2, float rate,
-                              float root_scale, float shift, uint64_t seed, uint32_t layer, uint32_t step, int threads) {
+                              float root_scale, float shift, uint64_t seed, uint32_t layer, uint32_t step,
+                              int threads) {
   const Step s{unit, beta1, 1 - beta1, beta2, 1 - beta2, rate, root_scale, shift};
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t tile = 0; tile < (count + kTile - 1) / kTile; ++tile) {
