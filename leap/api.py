@@ -8,7 +8,7 @@ The steps are those of the pipeline: a layer-wise prior, masks learned on frozen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,7 @@ def prune(
     settings: LearnSettings | None = None,
     prior_rows: int = 128,
     prior_options: dict[str, Any] | None = None,
+    prior: Mapping[str, LayerResult] | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> PruneResult:
     """Learn which weights of ``model`` to keep, and set the others to zero, in place.
@@ -94,6 +95,7 @@ def prune(
         settings: of the learning; LEAP's published values by default, which are meant for long runs.
         prior_rows: how many of the rows the layer-wise prior looks at.
         prior_options: keyword arguments of the prior's method.
+        prior: what :func:`layerwise_prior` returned for this model, sparsity and prior, to save its time.
         on_step: called with the metrics of each step. A progress bar is shown unless those of transformers are off.
 
     Raises:
@@ -108,11 +110,9 @@ def prune(
     was_training = model.training
     model.eval()  # no dropout: the noise of the masks is the only one
     try:
-        # Magnitude is the one prior that is usually compared within the layer.
-        target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
         first_logits, new_weights = {}, {}
-        prior = _prior(model, rows[:prior_rows], settings, target, prior_options)
-        for number, (name, (mask, weight, score)) in enumerate(prior):
+        results = prior.items() if prior else _prior(model, rows[:prior_rows], settings, sparsity, prior_options)
+        for number, (name, (mask, weight, score)) in enumerate(results):
             # The seeds of a pipeline run with seed 0.
             generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
             first_logits[name] = nn.Parameter(gate.initial(mask, score, generator).to(dtype))
@@ -145,8 +145,25 @@ def prune(
     return PruneResult(model, sparsity, settings, layer_sparsity, history, masks)
 
 
+def layerwise_prior(
+    model: PreTrainedModel,
+    rows: Tensor,
+    *,
+    sparsity: float,
+    settings: LearnSettings,
+    options: dict[str, Any] | None = None,
+) -> dict[str, LayerResult]:
+    """Mask, weight and score of each layer by the prior that ``settings`` names; leaves the model as it was.
+
+    Args:
+        rows: token ids [R, S] that the prior looks at.
+        options: keyword arguments of the prior's method.
+    """
+    return dict(_prior(model, rows.to(model.device), settings, sparsity, options))
+
+
 def _prior(
-    model: PreTrainedModel, rows: Tensor, settings: LearnSettings, target: Target, options: dict[str, Any] | None
+    model: PreTrainedModel, rows: Tensor, settings: LearnSettings, sparsity: float, options: dict[str, Any] | None
 ) -> Iterator[tuple[str, LayerResult]]:
     """Name and result of each layer, in module order; leaves the weights as they were.
 
@@ -156,6 +173,8 @@ def _prior(
     hands out the block's results: one block of dense weights is all that has to be kept.
     """
     _, blocks = decoder_blocks(model)
+    # Magnitude is the one prior that is usually compared within the layer.
+    target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
     results = sweep(model, rows, settings.prior, target, options=options)
     for block in blocks:
         linears = [m for m in block.modules() if isinstance(m, nn.Linear)]

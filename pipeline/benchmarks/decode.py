@@ -17,26 +17,16 @@ from typing import Any
 import torch
 from leap_kernels.benchmarks.timing import machine
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 if __name__ == "__main__":
     ROOT = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
+from leap.benchmarks.shapes import random_model
 from leap.surgery import prunable_linears
 from pipeline.speed.decode import compare, packed_copy
-
-#: meta-llama/Llama-3.2-1B.
-LLAMA_1B: dict[str, Any] = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
-}
 
 
 @torch.no_grad()
@@ -52,7 +42,7 @@ def prune_at_random(model: nn.Module, sparsity: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("--shapes", choices=["llama-1b"])
+    chosen.add_argument("--shapes", choices=["llama-1b", "llama-8b"])
     chosen.add_argument("--model", help="what a recipe's model.source may be")
     parser.add_argument("--layers", type=int, default=16, help="decoder blocks of --shapes")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
@@ -89,9 +79,7 @@ def _model(arguments: argparse.Namespace) -> PreTrainedModel:
         from pipeline.config import ModelConfig
 
         return models.load_model(ModelConfig(source=arguments.model, dtype=arguments.dtype))
-    torch.manual_seed(0)
-    config = LlamaConfig(**LLAMA_1B, num_hidden_layers=arguments.layers)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return random_model(arguments.shapes, dtype, "cpu", arguments.layers)
 
 
 if __name__ == "__main__":

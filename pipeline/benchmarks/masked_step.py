@@ -20,12 +20,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import PreTrainedModel
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [
@@ -36,10 +34,8 @@ sys.path[:] = [
 
 from leap_kernels.benchmarks.memory import resident
 
-from leap.bernoulli import BernoulliGate
-from leap.learner import MaskLearner, weight_norms
-from leap.masked_linear import install_masks
-from leap.optimisers import Updater
+from leap.benchmarks.shapes import random_rows
+from leap.benchmarks.training_step import masked_step, plain_step
 from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 from pipeline.config import ModelConfig
@@ -50,53 +46,6 @@ OPTIMISERS = ("adam", "adam8bit", "adam8bit-bf16")
 PEAKS = ("plain", *OPTIMISERS, *(f"{name}, 2 micro-batches" for name in OPTIMISERS))
 
 
-def _rows(model: PreTrainedModel, tokens: int, length: int) -> torch.Tensor:
-    vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(0, vocabulary, (max(1, tokens // length), length), generator=torch.Generator().manual_seed(0))
-
-
-def _plain(model: PreTrainedModel, rows: torch.Tensor) -> Callable[[], None]:
-    model.requires_grad_(False)
-    weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
-
-    def step() -> None:
-        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
-        for weight in weights:
-            weight.grad = None
-
-    return step
-
-
-def _masked(
-    model: PreTrainedModel, rows: torch.Tensor, noise: bool, optimiser: Optimiser | None = None, microbatches: int = 1
-) -> Callable[[], None]:
-    settings = LearnSettings(
-        steps=1000, batch_rows=microbatches, noise=noise, weight_reward=0.0, optimiser=optimiser or "adam"
-    )
-    gate = BernoulliGate(settings)
-    updater = Updater(settings)
-    state, layers = install_masks(model, gate)
-    for layer in layers.values():
-        keep = torch.rand(layer.weight.shape) > 0.5
-        first = gate.initial(keep, keep.float(), torch.Generator().manual_seed(0))
-        layer.logits = torch.nn.Parameter(first.to(updater.optimiser.dtype))
-    logits = [layer.logits for layer in layers.values()]
-    learner = MaskLearner(
-        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
-    )
-    if optimiser:
-        updater.attach(logits)
-
-    def step() -> None:
-        for number in range(microbatches):
-            updater.begin(0, 1e-3, number, microbatches)
-            learner.loss(rows, 0, number).backward()
-        for parameter in logits:
-            parameter.grad = None
-
-    return step
-
-
 def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: int) -> float:
     name, _, accumulating = variant.partition(", ")
     optimiser = cast(Optimiser, "adam" if name == "plain" else name)
@@ -104,16 +53,16 @@ def _bytes_per_weight(variant: str, config: ModelConfig, tokens: int, length: in
     give_back_large_blocks(LearnSettings(batch_rows=microbatches, optimiser=optimiser))
     model = load_model(config).requires_grad_(False)
     numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
-    rows = _rows(model, tokens, length)
+    rows = random_rows(model, tokens, length)
     with torch.no_grad():
         model(input_ids=rows, use_cache=False)
     ctypes.CDLL(None).malloc_trim(0)  # what loading left behind is no weight
     frozen = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     if name == "plain":
-        step = _plain(model, rows)
+        step = plain_step(model, rows)
     else:
-        step = _masked(model, rows, noise=True, optimiser=optimiser, microbatches=microbatches)
+        step = masked_step(model, rows, noise=True, optimiser=optimiser, microbatches=microbatches)
     step()
     step()
     return (resident("VmHWM") - frozen) / numel
@@ -149,14 +98,14 @@ def main() -> None:
 
 def _times(config: ModelConfig, tokens: int, length: int, repeats: int) -> dict[str, dict[str, float]]:
     give_back_large_blocks(LearnSettings(batch_rows=1))
-    rows = _rows(load_model(config), tokens, length)
+    rows = random_rows(load_model(config), tokens, length)
     default = LearnSettings().optimiser
     steps = {
-        "plain": _plain(load_model(config), rows),
-        "masked, noise": _masked(load_model(config), rows, noise=True),
-        "masked, deterministic": _masked(load_model(config), rows, noise=False),
-        f"masked, noise, {default}": _masked(load_model(config), rows, noise=True, optimiser=default),
-        f"masked, deterministic, {default}": _masked(load_model(config), rows, noise=False, optimiser=default),
+        "plain": plain_step(load_model(config), rows),
+        "masked, noise": masked_step(load_model(config), rows, noise=True),
+        "masked, deterministic": masked_step(load_model(config), rows, noise=False),
+        f"masked, noise, {default}": masked_step(load_model(config), rows, noise=True, optimiser=default),
+        f"masked, deterministic, {default}": masked_step(load_model(config), rows, noise=False, optimiser=default),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):

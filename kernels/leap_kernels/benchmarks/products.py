@@ -2,23 +2,28 @@
 
 On a CPU each call takes the next of several copies of its matrix, enough of them (128 MiB) that none is in the cache
 when its turn comes: in a model, the other layers have pushed it out. ``read`` adds up as much memory: the bandwidth
-that a plain read reaches in the same run. On a GPU its L2 cache is overwritten before each call, and ``copy`` copies
-as much.
+that a plain read reaches in the same run. On a GPU the calls are replayed from a graph
+(:mod:`leap_kernels.benchmarks.graph_timing`), and ``copy`` copies as much.
 """
 
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from leap_kernels.benchmarks.timing import gpu_timer, interleaved, quantile
+from leap_kernels.benchmarks.graph_timing import replayed, rotating
+from leap_kernels.benchmarks.matrices import copied
+from leap_kernels.benchmarks.timing import interleaved, quantile
 from leap_kernels.bmp128 import BMP128
+from leap_kernels.idx8 import IDX8 as IDX8Matrix
 from leap_kernels.idx8 import MAX_COLUMNS, from_bmp128
-from leap_kernels.sparse_linear import sparse_linear
+from leap_kernels.sparse_linear import SparseLinear, sparse_linear
 
 T = TypeVar("T")
 COLD_BYTES = 128 * 2**20
@@ -56,7 +61,6 @@ def measure(
     seconds: float,
     isas: Sequence[str | None] = (None,),
     csr: bool = False,
-    least: int = 1,
     cold_bytes: int = COLD_BYTES,
 ) -> dict[str, Timing]:
     """Time a product with ``batch`` rows of x on the device of ``packed``, all variants in turn for about ``seconds``.
@@ -64,16 +68,15 @@ def measure(
     Args:
         isas: instruction sets by their names for LEAP_CPU_ISA; None is what the kernel chooses, called ``bitmap``.
         csr: time the CSR matrices of torch and scipy too (float32 on a CPU, scipy where it is installed).
-        least: runs of each variant at least.
         cold_bytes: what a CPU reads before a copy of the matrix has its turn again; less where a model is smaller.
     """
     if packed.vals.is_cuda:
-        return _measure_on_gpu(packed, batch, seconds, least)
+        return _measure_on_gpu(packed, batch)
     weight = packed.unpack()
     x = torch.randn(batch, weight.shape[1]).to(weight.dtype)
     sizes = {DENSE: weight.numel() * weight.element_size(), READ: cold_bytes}
     dense = itertools.cycle(_copies(weight.clone, sizes[DENSE], cold_bytes))
-    calls: dict[str, Callable[[], object]] = {DENSE: lambda: torch.nn.functional.linear(x, next(dense))}
+    calls: dict[str, Callable[[], object]] = {DENSE: lambda: linear(x, next(dense))}
     cold = _copies(
         lambda: BMP128(packed.shape, packed.bits.clone(), packed.off.clone(), packed.vals.clone()),
         packed.nbytes,
@@ -87,25 +90,26 @@ def measure(
         calls |= _csr_calls(weight, x, sizes, cold_bytes)
     stream = torch.ones(cold_bytes // 8, dtype=torch.int64)
     calls[READ] = stream.sum
-    return {name: Timing(times, sizes[name]) for name, times in interleaved(calls, seconds, least=least).items()}
+    return {name: Timing(times, sizes[name]) for name, times in interleaved(calls, seconds).items()}
 
 
-def _measure_on_gpu(packed: BMP128, batch: int, seconds: float, least: int) -> dict[str, Timing]:
-    weight = packed.unpack()
-    x = torch.randn(batch, weight.shape[1], device=weight.device).to(weight.dtype)
-    source = torch.ones(COLD_BYTES, dtype=torch.uint8, device=weight.device)
+def _measure_on_gpu(packed: BMP128, batch: int) -> dict[str, Timing]:
+    weight, device = packed.unpack(), packed.vals.device
+    x = torch.randn(batch, weight.shape[1], device=device).to(weight.dtype)
+    source = torch.ones(COLD_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     sizes = {DENSE: weight.numel() * weight.element_size(), BITMAP: packed.nbytes, COPY: 2 * COLD_BYTES}
-    calls: dict[str, Callable[[], object]] = {
-        DENSE: lambda: torch.nn.functional.linear(x, weight),
-        BITMAP: lambda: sparse_linear(x, packed),
-        COPY: lambda: target.copy_(source),
-    }
+    packed_forms: dict[str, BMP128 | IDX8Matrix] = {BITMAP: packed}
     if weight.element_size() == 2 and weight.shape[1] <= MAX_COLUMNS:
-        derived = from_bmp128(packed)
-        calls[IDX8], sizes[IDX8] = lambda: sparse_linear(x, derived), derived.nbytes
-    timed = interleaved(calls, seconds, gpu_timer(), least)
-    return {name: Timing(times, sizes[name]) for name, times in timed.items()}
+        packed_forms[IDX8] = from_bmp128(packed)
+        sizes[IDX8] = packed_forms[IDX8].nbytes
+    calls: dict[str, Sequence[Callable[[], object]]] = {
+        name: [partial(SparseLinear(turn), x) for turn in rotating(partial(copied, form), sizes[name], device)]
+        for name, form in packed_forms.items()
+    }
+    calls[DENSE] = [partial(linear, x, turn) for turn in rotating(weight.clone, sizes[DENSE], device)]
+    calls[COPY] = [lambda: target.copy_(source)]
+    return {name: Timing(times, sizes[name]) for name, times in replayed(calls, device).items()}
 
 
 def _sparse(x: Tensor, weight: BMP128, isa: str | None) -> None:

@@ -26,23 +26,6 @@ def clock(device_type: str = "cpu") -> Callable[[], float]:
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def gpu_timer() -> Callable[[Callable[[], object]], float]:
-    """Seconds of a call on the current GPU, by its own events, with nothing of earlier calls in its L2 cache."""
-    size = 2 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    flush = torch.empty(size, dtype=torch.uint8, device="cuda")
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def measure(call: Callable[[], object]) -> float:
-        flush.zero_()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-    return measure
-
-
 def cpu_timer() -> Callable[[Callable[[], object]], float]:
     """Seconds of a call by :func:`clock`."""
     now = clock()
@@ -58,25 +41,19 @@ def cpu_timer() -> Callable[[Callable[[], object]], float]:
 def interleaved(
     variants: Mapping[str, Callable[[], object]],
     seconds: float,
-    timer: Callable[[Callable[[], object]], float] | None = None,
-    least: int = 1,
 ) -> dict[str, list[float]]:
     """Sorted durations of every variant, called in turn for about ``seconds`` in all, after a warm-up.
-
-    Args:
-        timer: seconds of a call; none: :func:`cpu_timer`.
-        least: runs of every variant, however long they take.
 
     In turn, so that whatever else the machine does in the meantime falls on all of them alike, and in a new random
     order every round, because a call's time depends on what ran before it (seen: 0.55 or 0.70 ms).
     """
-    measure = timer or cpu_timer()
+    measure = cpu_timer()
     for call in variants.values():
         call()
     durations: dict[str, list[float]] = {name: [] for name in variants}
     order = random.Random(0)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or any(len(values) < least for values in durations.values()):
+    while time.perf_counter() < end or not all(durations.values()):
         for name, call in order.sample(list(variants.items()), len(variants)):
             durations[name].append(measure(call))
     return {name: sorted(values) for name, values in durations.items()}

@@ -1,0 +1,56 @@
+"""Speed of the packed products and of unpacking, by graph replay, beside the dense product."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from leap_kernels.benchmarks.checkrun import CheckRun
+from leap_kernels.benchmarks.graph_timing import launch_seconds, replayed, rotating
+from leap_kernels.benchmarks.matrices import SHAPES, copied, random_matrix
+from leap_kernels.benchmarks.timing import quantile
+from leap_kernels.bmp128 import byte_limit
+from leap_kernels.idx8 import from_bmp128
+from leap_kernels.sparse_linear import SparseLinear
+
+SPARSITIES = (0.6, 0.7, 0.5)
+
+
+def products(run: CheckRun, ceilings: dict[str, float]) -> None:
+    """A record for each shape, sparsity, batch and kernel: the kernel alone (graph) and the full call (eager)."""
+    shapes = run.pick(SHAPES, ((64, 256),))
+    cases = [(shape, s, batch) for batch in (1, 8) for s in SPARSITIES for shape in shapes]
+    for shape, sparsity, batch in run.affordable(cases):
+        with run.guarded(f"{shape[0]}x{shape[1]} at {sparsity:.0%}, batch {batch}"):
+            _one_matrix(run, shape, sparsity, batch, ceilings)
+
+
+def _one_matrix(run: CheckRun, shape: tuple[int, int], sparsity: float, batch: int, ceilings: dict[str, float]) -> None:
+    packed = random_matrix(shape, sparsity, torch.bfloat16, run.device)
+    derived, dense = from_bmp128(packed), packed.unpack()
+    x = torch.randn(batch, shape[1], device=run.device).bfloat16()
+    sizes = {"dense": 2 * dense.numel(), "bmp128": packed.nbytes, "idx8": derived.nbytes}
+    calls: dict[str, Sequence[Callable[[], object]]] = {
+        "dense": [partial(linear, x, w) for w in rotating(dense.clone, sizes["dense"], run.device)],
+        "bmp128": _layer_calls(rotating(lambda: copied(packed), sizes["bmp128"], run.device), x),
+        "idx8": _layer_calls(rotating(lambda: copied(derived), sizes["idx8"], run.device), x),
+    }
+    timed = replayed(calls, run.device, run.pick(16, 1))
+    real = 1 - packed.nnz / dense.numel()
+    for name, seconds in timed.items():
+        median, fast, slow = (quantile(seconds, q) for q in (0.5, 0.1, 0.9))
+        speedup = quantile(timed["dense"], 0.5) / median
+        about = {} if name == "dense" else {"speedup": speedup, "share_of_byte_limit": speedup / byte_limit(real, 2)}
+        run.figure(
+            f"product {shape[0]}x{shape[1]} {sparsity:.0%} batch {batch} {name}", sparsity=real, bytes=sizes[name],
+            us=1e6 * median, us_p10=1e6 * fast, us_p90=1e6 * slow, gb_s=sizes[name] / median / 1e9,
+            share_of_read=sizes[name] / median / ceilings["read"], **about,
+            **launch_seconds(calls[name][0], run.device, run.pick(200, 2)),
+        )  # fmt: skip
+
+
+def _layer_calls(matrices: Sequence[Any], x: torch.Tensor) -> list[Callable[[], object]]:
+    layers = [SparseLinear(matrix) for matrix in matrices]
+    return [partial(layer, x) for layer in layers]

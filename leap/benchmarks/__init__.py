@@ -1,0 +1,1 @@
+"""Benchmarks of whole models that need nothing but leap, torch and transformers."""

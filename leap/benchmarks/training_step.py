@@ -1,0 +1,78 @@
+"""One training step of a masked model, and of the same model with plain weight gradients, to be timed or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from leap.bernoulli import BernoulliGate
+from leap.learner import MaskLearner, weight_norms
+from leap.masked_linear import install_masks
+from leap.optimisers import Updater
+from leap.settings import LearnSettings, Optimiser
+from leap.surgery import prunable_linears
+
+
+def plain_step(model: PreTrainedModel, rows: Tensor) -> Callable[[], None]:
+    """Forward and backward pass with gradients of the prunable weights, which are dropped; no optimiser."""
+    model.requires_grad_(False)
+    weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
+
+    def step() -> None:
+        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        for weight in weights:
+            weight.grad = None
+
+    return step
+
+
+def masked_step(
+    model: PreTrainedModel,
+    rows: Tensor,
+    noise: bool,
+    optimiser: Optimiser | None = None,
+    microbatches: int = 1,
+    matrix_rate: float = 0.0,
+    distillation: float = 0.0,
+) -> Callable[[], None]:
+    """Forward and backward pass with gradients of the logits; masks are installed in ``model`` for good.
+
+    Args:
+        optimiser: moves the logits too; without one their gradients are dropped.
+        distillation: share of the loss that takes a forward pass of the dense model.
+    """
+    settings = LearnSettings(
+        steps=1000,
+        batch_rows=microbatches,
+        noise=noise,
+        weight_reward=0.0,
+        optimiser=optimiser or "adam",
+        matrix_rate=matrix_rate,
+        distillation=distillation,
+    )
+    gate = BernoulliGate(settings)
+    updater = Updater(settings)
+    state, layers = install_masks(model, gate)
+    for layer in layers.values():
+        device = layer.weight.device
+        keep = torch.rand(layer.weight.shape, device=device) > 0.5
+        first = gate.initial(keep, keep.float(), torch.Generator(device).manual_seed(0))
+        layer.logits = nn.Parameter(first.to(updater.optimiser.dtype))
+    logits = [layer.logits for layer in layers.values()]
+    learner = MaskLearner(
+        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
+    )
+    if optimiser:
+        updater.attach(logits)
+
+    def step() -> None:
+        for number in range(microbatches):
+            updater.begin(0, 1e-3, number, microbatches)
+            learner.loss(rows, 0, number).backward()
+        for parameter in logits:
+            parameter.grad = None
+
+    return step
