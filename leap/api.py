@@ -114,7 +114,7 @@ def prune(
         results = prior.items() if prior else _prior(model, rows[:prior_rows], settings, sparsity, prior_options)
         for number, (name, (mask, weight, score)) in enumerate(results):
             # The seeds of a pipeline run with seed 0.
-            generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
+            generator = torch.Generator(mask.device).manual_seed((settings.seed * 1_000_003 + number) % 2**63)
             first_logits[name] = nn.Parameter(gate.initial(mask, score, generator).to(dtype))
             if settings.weights == "prior":
                 new_weights[name] = weight

@@ -34,12 +34,14 @@ class BernoulliGate:
         Args:
             keep: bool [out, in].
             score: [out, in], any float dtype; ``sign`` does not read it.
-            generator: of the Gaussian, on any device.
+            generator: of the Gaussian, on any device. Each kind of device has Gaussians of its own; on that of ``keep``
+                a large model is drawn in a second where a CPU takes a minute.
 
         Returns:
             fp32 [out, in] on the device of ``keep``.
         """
-        noise = torch.randn(keep.shape, generator=generator, device=generator.device).to(keep.device) * self.std
+        noise = torch.randn(keep.shape, dtype=torch.float32, generator=generator, device=generator.device)
+        noise = noise.to(keep.device) * self.std
         sign = keep.float() * 2 - 1
         distance = self._ranks(keep, score) * 2 if self.grading == "rank" else 1.0
         return noise + self.strength * self.std * distance * sign
@@ -47,12 +49,12 @@ class BernoulliGate:
     @staticmethod
     def _ranks(keep: Tensor, score: Tensor) -> Tensor:
         """Ranks in (0, 1) [out, in], rising away from the threshold among the kept and among the pruned; mean ½."""
-        ranks = torch.empty(keep.numel(), device=keep.device)
+        ranks = torch.empty(keep.numel(), dtype=torch.float32, device=keep.device)
         flat_keep, flat_score = keep.reshape(-1), score.reshape(-1).float()
         for part, outwards in ((flat_keep, 1.0), (~flat_keep, -1.0)):
             order = torch.argsort(flat_score[part] * outwards, stable=True)
-            rank = torch.empty(len(order), device=keep.device)
-            rank[order] = (torch.arange(len(order), device=keep.device) + 0.5) / max(1, len(order))
+            rank = torch.empty(len(order), dtype=torch.float32, device=keep.device)
+            rank[order] = (torch.arange(len(order), device=keep.device).float() + 0.5) / max(1, len(order))
             ranks[part] = rank
         return ranks.view(keep.shape)
 

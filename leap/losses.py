@@ -40,17 +40,16 @@ class _OutputLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, targets: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
         losses, log_sums = kernel.output_losses(student, targets, teacher)
-        ctx.save_for_backward(student, targets, teacher, log_sums)
+        count = (targets != _NO_TARGET).sum()
+        ctx.save_for_backward(student, targets, teacher, log_sums, count)
         cross_entropy, divergence = losses.sum(0)
-        return (
-            (cross_entropy / (targets != _NO_TARGET).sum()).to(log_sums.dtype),
-            (divergence / len(student)).to(log_sums.dtype),
-        )
+        return (cross_entropy / count).to(log_sums.dtype), (divergence / len(student)).to(log_sums.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ce: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
-        student, targets, teacher, log_sums = ctx.saved_tensors
-        per_target = float(grad_ce / (targets != _NO_TARGET).sum())
-        per_row = 0.0 if teacher is None else float(grad_kl / len(student))
+        student, targets, teacher, log_sums, count = ctx.saved_tensors
+        # Tensors, not numbers: on a GPU the backward pass would wait for those.
+        per_target = grad_ce / count
+        per_row = 0.0 if teacher is None else grad_kl / len(student)
         return kernel.output_losses_backward(student, targets, teacher, log_sums, per_target, per_row), None, None

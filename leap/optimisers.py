@@ -19,8 +19,8 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from leap_kernels.adam8bit import EPS, NO_MOMENTS, AdamStep, adam8bit, chunks, round_to_bf16
-from leap_kernels.mask_ops import random_words
+from leap_kernels.adam8bit import EPS, NO_MOMENTS, AdamStep, adam8bit, chunks
+from leap_kernels.add_stochastic import add_stochastic
 from torch import Tensor, nn
 
 from leap.settings import LearnSettings
@@ -41,8 +41,8 @@ class Place:
     """Optimiser step from 0."""
     offset: int = 0
     """Flat index of the slice's first element in the whole matrix."""
-    shift: float = 0.0
-    """What all logits of the matrix move down by besides."""
+    shift: float | Tensor = 0.0
+    """What all logits of the matrix move down by besides; a tensor [] on their device, if not a number."""
 
 
 class LogitOptimiser(Protocol):
@@ -101,17 +101,17 @@ class SharedSteps:
 
     Args:
         rate: relative to the rate of the single logits.
-        total: adds up a float64 scalar over the workers that hold slices of a matrix.
+        total: adds up a float64 scalar over the workers that hold slices of a matrix, on the device of the slices.
     """
 
     def __init__(
         self, rate: float, betas: tuple[float, float], total: Callable[[Tensor], Tensor] = lambda value: value
     ) -> None:
         self.rate, self.betas, self._total = rate, betas, total
-        self.moments: dict[int, tuple[float, float]] = {}
-        """Adam's of each layer."""
+        self.moments: dict[int, tuple[float | Tensor, float | Tensor]] = {}
+        """Adam's of each layer; on a GPU float64 tensors [] there, for which the backward pass need not wait."""
 
-    def step(self, layer: int, grad: Tensor, rate: float, step: int) -> float:
+    def step(self, layer: int, grad: Tensor, rate: float, step: int) -> float | Tensor:
         """What the logits of a matrix move down by, from this worker's slice ``grad`` [n] of its gradient.
 
         Args:
@@ -120,12 +120,14 @@ class SharedSteps:
         """
         if self.rate == 0:
             return 0.0
-        g = float(self._total(grad.sum(dtype=torch.float32).double()))
+        total = self._total(grad.sum(dtype=torch.float32).double())
+        g = total if _is_waited_for(total) else float(total)
         (beta1, beta2), (m, v) = self.betas, self.moments.get(layer, (0.0, 0.0))
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         self.moments[layer] = m, v
         unbiased_m, unbiased_v = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
-        return self.rate * rate * unbiased_m / (math.sqrt(unbiased_v) + EPS)
+        root = unbiased_v.sqrt() if isinstance(unbiased_v, Tensor) else math.sqrt(unbiased_v)
+        return self.rate * rate * unbiased_m / (root + EPS)
 
 
 class Updater:
@@ -183,16 +185,7 @@ class Updater:
     def _add(self, total: Tensor, grad: Tensor, layer: int, offset: int) -> Tensor:
         if total.dtype == torch.float32:
             return total.add_(grad)
-        for part in chunks(total):
-            words = random_words(
-                part.stop - part.start,
-                seed=self.seed,
-                layer=_OF_SUM | layer,
-                step=self._draw,
-                offset=offset + part.start,
-                device=total.device,
-            )
-            total[part] = round_to_bf16(total[part].float() + grad[part].float(), words)
+        add_stochastic(total, grad, seed=self.seed, layer=_OF_SUM | layer, step=self._draw, offset=offset)
         return total
 
 
@@ -207,3 +200,8 @@ def _adam_step(m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], st
     """rate · m̂ / (√v̂ + ε), the hats for bias-corrected."""
     correction1, correction2 = (1 - beta ** (step + 1) for beta in betas)
     return m / v.sqrt().div_(math.sqrt(correction2)).add_(EPS) * (rate / correction1)
+
+
+def _is_waited_for(tensor: Tensor) -> bool:
+    """Whether the processor would stand still until a number from this tensor's device has arrived."""
+    return tensor.is_cuda

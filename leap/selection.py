@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from leap_kernels.radix_counts import BUCKETS, count_high, count_low, value_of
+from leap_kernels.radix_counts import RadixCounts, value_of
 from torch import Tensor
 
 
@@ -50,15 +50,12 @@ def cut(
     Args:
         tensors: gives the same tensors, of any shape, at every call.
         pruned: number of smallest values to prune, from the number of values in all processes.
-        reduce: adds up a tensor of counts over processes that hold parts of the values (an all-reduce).
+        reduce: adds up a tensor of counts, on the CPU, over processes that hold parts of the values (an all-reduce).
 
     Raises:
         ValueError: a value is NaN, or fewer than none or more than all values are to be pruned.
     """
-    high = torch.zeros(BUCKETS, dtype=torch.int64)
-    for tensor in tensors():
-        high += count_high(tensor)
-    high = reduce(high)
+    high = reduce(_counts(tensors(), RadixCounts()))
     numel = int(high.sum())
     k = pruned(numel)
     if not 0 <= k <= numel:
@@ -67,16 +64,19 @@ def cut(
         return Cut(value=float("-inf"), numel=numel, pruned=0, below=0, equal=0)
     before = high.cumsum(0)
     upper = int(torch.searchsorted(before, k))
-    low = torch.zeros(BUCKETS, dtype=torch.int64)
-    for tensor in tensors():
-        low += count_low(tensor, upper)
-    low = reduce(low)
+    low = reduce(_counts(tensors(), RadixCounts(upper)))
     below = int(before[upper] - high[upper])
     before_low = low.cumsum(0)
     lower = int(torch.searchsorted(before_low, k - below))
     below += int(before_low[lower] - low[lower])
     value = value_of(upper, lower)
     return Cut(value=value, numel=numel, pruned=k, below=below, equal=int(low[lower]))
+
+
+def _counts(tensors: Iterable[Tensor], counts: RadixCounts) -> Tensor:
+    for tensor in tensors:
+        counts.add(tensor)
+    return counts.total()
 
 
 def keep_above(values: Tensor, cut_at: Cut, ties_before: int = 0) -> tuple[Tensor, int]:

@@ -11,9 +11,11 @@ The block-wise format of Dettmers et al. (arXiv 2110.02861) costs as much and ti
 is stochastic, with the counter-based generator of the masks' noise: with nearest values, decay by less than half a grid
 step would never take place, neither would updates of bfloat16 logits.
 
-CPU tensors run native C++ (:mod:`leap_kernels.native`), which passes over memory once; everything else, and CPUs
-without a compiler, the PyTorch reference. The two agree to float32 rounding. In either, the elements of a slice are
-those of the whole matrix bit for bit, whatever the number of threads.
+CPU tensors run native C++ (:mod:`leap_kernels.native`) and CUDA tensors a Triton kernel, which pass over memory once;
+everything else, and CPUs without a compiler, the PyTorch reference. The random words are the same everywhere, bit for
+bit; what comes of them agrees to float32 rounding, so that a moment or a bfloat16 logit on the verge of its neighbour
+may be that neighbour: in fewer than one of two thousand. In each, the elements of a slice are those of the whole matrix
+bit for bit, whatever the number of threads.
 """
 
 import ctypes
@@ -52,8 +54,8 @@ class AdamStep:
     """From 0; with seed and layer the counter of the random words, of which every element takes its own."""
     offset: int = 0
     """Flat index of the slice's first element in the whole matrix."""
-    shift: float = 0.0
-    """What every logit moves down by besides."""
+    shift: float | Tensor = 0.0
+    """What every logit moves down by besides; as a tensor [] on the device of the logits, nobody has to wait for it."""
 
     @property
     def unit(self) -> float:
@@ -84,6 +86,11 @@ def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None
         raise ValueError(f"flat slices of one length, not {[list(t.shape) for t in (logits, grad, moments)]}")
     if not (logits.is_contiguous() and moments.is_contiguous()):
         raise ValueError("logits and moments must be contiguous")
+    if logits.is_cuda and grad.dtype in native.DTYPE_CODES:
+        from leap_kernels.adam8bit_triton import adam8bit_triton  # Triton is not on every platform
+
+        adam8bit_triton(logits, grad, moments, s)
+        return
     has_code = logits.device.type == "cpu" and grad.dtype in native.DTYPE_CODES
     library = native_library() if has_code else None
     if library is None:
@@ -94,7 +101,8 @@ def adam8bit(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None
     library.leap_adam8bit(
         logits.data_ptr(), native.DTYPE_CODES[logits.dtype], grad.data_ptr(), native.DTYPE_CODES[grad.dtype],
         moments.data_ptr(), logits.numel(), s.offset, s.unit, *s.betas,
-        s.rate / correction1, 1 / math.sqrt(correction2), s.shift, s.seed, s.layer, s.step, torch.get_num_threads(),
+        s.rate / correction1, 1 / math.sqrt(correction2), float(s.shift), s.seed, s.layer, s.step,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -6,10 +6,14 @@ from typing import Any
 import triton
 
 from leap_kernels import (
+    adam8bit_triton,
+    add_stochastic_triton,
     gemv_bitmap_triton,
     gemv_idx8_triton,
     mask_backward_triton,
     mask_forward_triton,
+    output_losses_triton,
+    radix_counts_triton,
     spmm_bitmap_triton,
     unpack_bitmap_triton,
 )
@@ -31,7 +35,8 @@ class Variant:
     """Constants that differ by backend ("cuda", "hip")."""
     warps: int
     weights: int
-    """How many weights of the dense matrix a program handles in the counted code, sparse ones at half density."""
+    """How many weights of the dense matrix a program handles in the counted code, sparse ones at half density; for the
+    losses, how many logits of the student."""
     vector_loads: dict[str, int]
     """Loads of 16 bytes that a thread must at least make there, by backend."""
     max_registers: int
@@ -123,7 +128,109 @@ def _mask(kernel: triton.JITFunction, pointers: dict[str, str], block: int, vect
     )
 
 
+_STREAM = {"count": "i64", "first_block": "i64", "skip": "i32", "seed": "i64", "layer": "i64", "step": "i32"}
+
+
+def _adam8bit(dtype: str, vector_loads: dict[str, int]) -> Variant:
+    numbers = ("unit", "beta1", "beta2", "rate", "root_scale")
+    return Variant(
+        kernel=adam8bit_triton.adam8bit_kernel,
+        pointers={"logits_ptr": dtype, "grad_ptr": dtype, "moments_ptr": "*i16"},
+        scalars={**_STREAM, **dict.fromkeys(numbers, "fp32"), "shift": "*fp64"},
+        aligned=("count", "skip"),
+        constants={"SHIFT_IN_MEMORY": True, "FAST_MATH": True, "BLOCK": adam8bit_triton._BLOCK},
+        backend_constants={"hip": {"FAST_MATH": False}},
+        warps=4,
+        weights=adam8bit_triton._BLOCK,
+        vector_loads=vector_loads,
+        max_registers=96,
+    )
+
+
+def _add_stochastic() -> Variant:
+    return Variant(
+        kernel=add_stochastic_triton.add_stochastic_kernel,
+        pointers={"total_ptr": "*bf16", "term_ptr": "*bf16"},
+        scalars=_STREAM,
+        aligned=("count", "skip"),
+        constants={"BLOCK": add_stochastic_triton._BLOCK},
+        warps=4,
+        weights=add_stochastic_triton._BLOCK,
+        vector_loads={"cuda": 2, "hip": 0},
+        max_registers=96,
+    )
+
+
+def _output_losses(with_teacher: bool) -> Variant:
+    lanes = output_losses_triton._LANES
+    return Variant(
+        kernel=output_losses_triton.output_losses_kernel,
+        pointers={
+            "student_ptr": "*bf16",
+            "teacher_ptr": "*bf16",
+            "targets_ptr": "*i64",
+            "losses_ptr": "*fp64",
+            "log_sums_ptr": "*fp32",
+        },
+        scalars={"vocabulary": "i32"},
+        aligned=("vocabulary",),
+        constants={"HAS_TEACHER": with_teacher, "LANES": lanes},
+        warps=4,
+        weights=4 * lanes,
+        vector_loads={"cuda": 8 if with_teacher else 4, "hip": 0},
+        max_registers=168,
+    )
+
+
+def _output_losses_backward() -> Variant:
+    return Variant(
+        kernel=output_losses_triton.output_losses_backward_kernel,
+        pointers={
+            "student_ptr": "*bf16",
+            "teacher_ptr": "*bf16",
+            "targets_ptr": "*i64",
+            "log_sums_ptr": "*fp32",
+            "per_target": "*fp32",
+            "per_row": "*fp32",
+            "grad_ptr": "*bf16",
+        },
+        scalars={"vocabulary": "i32", "blocks": "i32"},
+        aligned=("vocabulary",),
+        constants={
+            "PER_TARGET_IN_MEMORY": True,
+            "PER_ROW_IN_MEMORY": True,
+            "HAS_TEACHER": True,
+            "BLOCK": output_losses_triton._BLOCK,
+        },
+        warps=4,
+        weights=output_losses_triton._BLOCK,
+        vector_loads={"cuda": 8, "hip": 0},
+        max_registers=168,
+    )
+
+
+def _radix_counts() -> Variant:
+    return Variant(
+        kernel=radix_counts_triton.radix_counts_kernel,
+        pointers={"values_ptr": "*fp32", "counts_ptr": "*i64"},
+        scalars={"count": "i64", "upper": "i32"},
+        aligned=("count",),
+        constants={"HIGH": True, "BLOCK": radix_counts_triton._BLOCK},
+        warps=4,
+        weights=radix_counts_triton._BLOCK,
+        vector_loads={"cuda": 2, "hip": 0},
+        max_registers=96,
+    )
+
+
 VARIANTS: dict[str, Variant] = {
+    "adam8bit float32": _adam8bit("*fp32", {"cuda": 5, "hip": 0}),
+    "adam8bit bfloat16": _adam8bit("*bf16", {"cuda": 3, "hip": 0}),
+    "add_stochastic bfloat16": _add_stochastic(),
+    "output_losses": _output_losses(True),
+    "output_losses without teacher": _output_losses(False),
+    "output_losses_backward": _output_losses_backward(),
+    "radix_counts high": _radix_counts(),
     "gemv_bitmap bfloat16": _gemv_bitmap("*bf16"),
     "gemv_bitmap float32": _gemv_bitmap("*fp32"),
     "unpack_bitmap bfloat16": _unpack_bitmap(),

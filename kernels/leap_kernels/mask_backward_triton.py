@@ -55,21 +55,22 @@ def mask_backward_triton(
 ) -> None:
     """Write dL/dP to ``out``, which may be ``grad_masked_weight`` itself. stats_grad: [3]; all else of one shape."""
     skip = scalars.offset & 3
-    mask_backward_kernel[(triton.cdiv(skip + weight.numel(), _BLOCK),)](
-        grad_masked_weight,
-        weight,
-        logits,
-        stats_grad.to(weight.device, torch.float32).contiguous(),
-        out,
-        weight.numel(),
-        scalars.offset >> 2,
-        skip,
-        scalars.seed,
-        scalars.layer,
-        scalars.step,
-        scalars.scale,
-        1 / scalars.temperature,
-        NOISE=scalars.noise,
-        FAST_MATH=has_fast_math(weight),
-        BLOCK=_BLOCK,
-    )
+    with torch.cuda.device_of(weight):
+        mask_backward_kernel[(triton.cdiv(skip + weight.numel(), _BLOCK),)](
+            grad_masked_weight,
+            weight,
+            logits,
+            stats_grad.to(weight.device, torch.float32).contiguous(),
+            out,
+            weight.numel(),
+            scalars.offset >> 2,
+            skip,
+            scalars.seed,
+            scalars.layer,
+            scalars.step,
+            scalars.scale,
+            1 / scalars.temperature,
+            NOISE=scalars.noise,
+            FAST_MATH=has_fast_math(weight),
+            BLOCK=_BLOCK,
+        )

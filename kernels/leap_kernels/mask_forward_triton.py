@@ -54,22 +54,23 @@ def mask_forward_triton(weight: Tensor, logits: Tensor, out: Tensor, scalars: Ma
     """Write ``M * W`` to ``out`` and return stats, float64 [3]. All tensors contiguous and of one shape."""
     skip = scalars.offset & 3
     programs = triton.cdiv(skip + weight.numel(), _BLOCK)
-    partial = torch.empty(programs, 3, device=weight.device)
-    mask_forward_kernel[(programs,)](
-        weight,
-        logits,
-        out,
-        partial,
-        weight.numel(),
-        scalars.offset >> 2,
-        skip,
-        scalars.seed,
-        scalars.layer,
-        scalars.step,
-        scalars.scale,
-        1 / scalars.temperature,
-        NOISE=scalars.noise,
-        FAST_MATH=has_fast_math(weight),
-        BLOCK=_BLOCK,
-    )
+    partial = torch.empty(programs, 3, dtype=torch.float32, device=weight.device)
+    with torch.cuda.device_of(weight):
+        mask_forward_kernel[(programs,)](
+            weight,
+            logits,
+            out,
+            partial,
+            weight.numel(),
+            scalars.offset >> 2,
+            skip,
+            scalars.seed,
+            scalars.layer,
+            scalars.step,
+            scalars.scale,
+            1 / scalars.temperature,
+            NOISE=scalars.noise,
+            FAST_MATH=has_fast_math(weight),
+            BLOCK=_BLOCK,
+        )
     return partial.sum(dim=0, dtype=torch.float64)

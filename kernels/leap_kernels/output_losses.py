@@ -7,8 +7,9 @@ With p the softmax of the student's logits s and q that of the teacher's t, in e
 and the gradients with respect to s are p − 1_target and p − q. What backward needs besides the logits are the two
 logarithms of a row. PyTorch's own functions keep half a dozen fp32 copies of the logits, and walk over them as often.
 
-CPU tensors run native C++, which keeps nothing but a tile of a row; everything else, and CPUs without a compiler, the
-PyTorch reference, which takes a bounded number of rows at a time.
+CPU tensors run native C++, which keeps nothing but a tile of a row, CUDA tensors a Triton kernel for each direction,
+neither of which the processor waits for; everything else, and CPUs without a compiler, the PyTorch reference, which
+takes a bounded number of rows at a time.
 
 Shapes: T rows (positions), V vocabulary.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from leap_kernels import native
 
+Factor = float | Tensor
 _CHUNK = 1 << 22  # elements of the logits at a time in the reference: 16 MB for each of a handful of fp32 temporaries
 
 
@@ -38,20 +40,24 @@ def output_losses(student: Tensor, targets: Tensor, teacher: Tensor | None) -> t
         and [T, 2] of log Σ eˢ and log Σ eᵗ, fp32, or float64 for float64 logits.
 
     Raises:
-        ValueError: a target beyond the vocabulary, or shapes that differ.
+        ValueError: a target beyond the vocabulary, or shapes that differ. On CUDA, where looking would stop the
+            processor, such a target makes the loss of its row NaN instead.
     """
     if targets.shape != student.shape[:1] or (teacher is not None and teacher.shape != student.shape):
         shapes = [list(t.shape) for t in (student, targets, teacher) if t is not None]
         raise ValueError(f"student and teacher must be [T, V] and targets [T], not {shapes}")
+    if has_triton(student, teacher):
+        from leap_kernels.output_losses_triton import output_losses_triton  # Triton is not on every platform
+
+        return output_losses_triton(*_contiguous(student, targets, teacher))
     if len(targets) and int(targets.max()) >= student.shape[1]:
         raise ValueError(f"target {int(targets.max())} lies beyond the vocabulary of {student.shape[1]}")
     library = _library(student, teacher)
     if library is None:
         return output_losses_reference(student, targets, teacher)
-    student, targets = student.contiguous(), targets.contiguous()
-    teacher = None if teacher is None else teacher.contiguous()
+    student, targets, teacher = _contiguous(student, targets, teacher)
     losses = torch.empty(len(student), 2, dtype=torch.float64)
-    log_sums = torch.empty(len(student), 2)
+    log_sums = torch.empty(len(student), 2, dtype=torch.float32)
     library.leap_output_losses(
         *_argument(student), *_argument(teacher), targets.data_ptr(), losses.data_ptr(), log_sums.data_ptr(),
         *student.shape, torch.get_num_threads(),
@@ -60,18 +66,24 @@ def output_losses(student: Tensor, targets: Tensor, teacher: Tensor | None) -> t
 
 
 def output_losses_backward(
-    student: Tensor, targets: Tensor, teacher: Tensor | None, log_sums: Tensor, per_target: float, per_row: float
+    student: Tensor, targets: Tensor, teacher: Tensor | None, log_sums: Tensor, per_target: Factor, per_row: Factor
 ) -> Tensor:
-    """Gradient [T, V] of ``per_target``·Σ −log p(target) + ``per_row``·Σ KL, in the dtype of ``student``."""
+    """Gradient [T, V] of ``per_target``·Σ −log p(target) + ``per_row``·Σ KL, in the dtype of ``student``.
+
+    On CUDA, factors that are tensors [] there spare the processor the wait for them.
+    """
+    if has_triton(student, teacher):
+        from leap_kernels.output_losses_triton import output_losses_backward_triton
+
+        return output_losses_backward_triton(*_contiguous(student, targets, teacher), log_sums, per_target, per_row)
     library = _library(student, teacher)
     if library is None:
         return output_losses_backward_reference(student, targets, teacher, log_sums, per_target, per_row)
-    student, targets = student.contiguous(), targets.contiguous()
-    teacher = None if teacher is None else teacher.contiguous()
+    student, targets, teacher = _contiguous(student, targets, teacher)
     grad = torch.empty_like(student)
     library.leap_output_losses_backward(
-        *_argument(student), *_argument(teacher), targets.data_ptr(), log_sums.data_ptr(), per_target, per_row,
-        grad.data_ptr(), *student.shape, torch.get_num_threads(),
+        *_argument(student), *_argument(teacher), targets.data_ptr(), log_sums.data_ptr(),
+        float(per_target), float(per_row), grad.data_ptr(), *student.shape, torch.get_num_threads(),
     )  # fmt: skip
     return grad
 
@@ -97,7 +109,7 @@ def output_losses_reference(student: Tensor, targets: Tensor, teacher: Tensor | 
 
 
 def output_losses_backward_reference(
-    student: Tensor, targets: Tensor, teacher: Tensor | None, log_sums: Tensor, per_target: float, per_row: float
+    student: Tensor, targets: Tensor, teacher: Tensor | None, log_sums: Tensor, per_target: Factor, per_row: Factor
 ) -> Tensor:
     """:func:`output_losses_backward` in plain PyTorch."""
     of_target = (targets >= 0).to(log_sums.dtype)[:, None] * per_target  # [T, 1]
@@ -126,6 +138,15 @@ def native_library() -> ctypes.CDLL | None:
         library.leap_output_losses_backward.argtypes = [*logits, pointer, *factors, pointer, size, size, number]
         library.leap_output_losses_backward.restype = None
     return library
+
+
+def has_triton(student: Tensor, teacher: Tensor | None) -> bool:
+    """Whether the Triton kernels take these logits."""
+    return student.is_cuda and all(t is None or t.dtype in native.DTYPE_CODES for t in (student, teacher))
+
+
+def _contiguous(student: Tensor, targets: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return student.contiguous(), targets.contiguous(), None if teacher is None else teacher.contiguous()
 
 
 def _library(*logits: Tensor | None) -> ctypes.CDLL | None:

@@ -4,12 +4,12 @@ The key of a value, taken as float32, is a signed 32-bit integer in the order of
 number, those of a negative one flipped; −0 has that of 0. Two passes of 65 536 counters each find any order statistic
 exactly, without sorting, copying or bringing together what lies in several tensors or processes.
 
-CPU tensors run native C++, all others, and CPUs without a compiler, the PyTorch reference; both count the same.
+CPU tensors run native C++, CUDA tensors a Triton kernel, all others, and CPUs without a compiler, the PyTorch
+reference; all count the same.
 """
 
 import ctypes
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,48 @@ from leap_kernels import native
 
 BUCKETS = 1 << 16
 _CHUNK = 1 << 22  # elements at a time in the reference: bounds the temporaries to some tens of MB
+
+
+class RadixCounts:
+    """Counters of one pass over many tensors, each kept on the device of the tensors until all are asked for.
+
+    So a pass over tensors on a GPU stops the processor once, however many they are.
+
+    Args:
+        upper: count lower halves of the values in this bucket of upper halves; None to count the upper halves.
+    """
+
+    def __init__(self, upper: int | None = None) -> None:
+        self.upper = upper
+        self._counts: dict[torch.device, Tensor] = {}  # int64 [65537], the last one of NaN
+
+    def add(self, values: Tensor) -> None:
+        """Count ``values``: any shape, float32 / bfloat16 / float16."""
+        flat = values.detach().reshape(-1).contiguous()
+        if flat.device not in self._counts:
+            self._counts[flat.device] = torch.zeros(BUCKETS + 1, dtype=torch.int64, device=flat.device)
+        counts, has_code = self._counts[flat.device], flat.dtype in native.DTYPE_CODES
+        if flat.is_cuda and has_code:
+            from leap_kernels.radix_counts_triton import radix_counts_triton  # Triton is not on every platform
+
+            radix_counts_triton(flat, self.upper, counts)
+        elif flat.device.type == "cpu" and has_code and (library := native_library()) is not None:
+            _count_natively(library, flat, self.upper, counts)
+        else:
+            radix_counts_reference(flat, self.upper, counts)
+
+    def total(self) -> Tensor:
+        """int64 [65536] on the CPU: how many values have each half, in rising order.
+
+        Raises:
+            ValueError: a value was NaN.
+        """
+        total = torch.zeros(BUCKETS + 1, dtype=torch.int64)
+        for counts in self._counts.values():
+            total += counts.cpu()
+        if total[BUCKETS]:
+            raise ValueError("a NaN among the values to rank")
+        return total[:BUCKETS]
 
 
 def count_high(values: Tensor) -> Tensor:
@@ -29,27 +71,31 @@ def count_high(values: Tensor) -> Tensor:
     Raises:
         ValueError: a value is NaN.
     """
-    counts = torch.zeros(BUCKETS, dtype=torch.int64)
-    flat, library = _flat(values)
-    if library is None:
-        for keys in _keys(flat):
-            counts += torch.bincount(((keys >> 16) + BUCKETS // 2).long(), minlength=BUCKETS).cpu()
-    elif library.leap_count_high(*_argument(flat), counts.data_ptr(), torch.get_num_threads()):
-        raise ValueError("a NaN among the values to rank")
-    return counts
+    counts = RadixCounts()
+    counts.add(values)
+    return counts.total()
 
 
 def count_low(values: Tensor, upper: int) -> Tensor:
     """int64 [65536]: of the values in bucket ``upper`` of :func:`count_high`, how many have each lower half."""
-    counts = torch.zeros(BUCKETS, dtype=torch.int64)
-    flat, library = _flat(values)
-    if library is None:
-        for keys in _keys(flat):
-            inside = keys[(keys >> 16) == upper - BUCKETS // 2]
-            counts += torch.bincount((inside & 0xFFFF).long(), minlength=BUCKETS).cpu()
-    else:
-        library.leap_count_low(*_argument(flat), upper, counts.data_ptr(), torch.get_num_threads())
-    return counts
+    counts = RadixCounts(upper)
+    counts.add(values)
+    return counts.total()
+
+
+def radix_counts_reference(values: Tensor, upper: int | None, counts: Tensor) -> None:
+    """Add to ``counts``, int64 [65537] with NaN in the last place, in plain PyTorch; see :class:`RadixCounts`.
+
+    NaN is counted with the upper halves only, as in native code.
+    """
+    for chunk in values.split(_CHUNK):
+        bits = (chunk.float() + 0.0).view(torch.int32)  # −0 + 0 = 0
+        keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        if upper is None:
+            buckets = torch.where(chunk.isnan(), BUCKETS, (keys >> 16) + BUCKETS // 2)
+        else:
+            buckets = keys[(keys >> 16) == upper - BUCKETS // 2] & 0xFFFF
+        counts += torch.bincount(buckets.long(), minlength=BUCKETS + 1)
 
 
 def value_of(upper: int, lower: int) -> float:
@@ -71,20 +117,9 @@ def native_library() -> ctypes.CDLL | None:
     return library
 
 
-def _flat(values: Tensor) -> tuple[Tensor, ctypes.CDLL | None]:
-    flat = values.detach().reshape(-1)
-    on_cpu = flat.device.type == "cpu" and flat.dtype in native.DTYPE_CODES
-    return flat.contiguous(), native_library() if on_cpu else None
-
-
-def _argument(flat: Tensor) -> tuple[int, int, int]:
-    return flat.data_ptr(), native.DTYPE_CODES[flat.dtype], flat.numel()
-
-
-def _keys(flat: Tensor) -> Iterator[Tensor]:
-    """int32 keys, a bounded number at a time."""
-    for chunk in flat.split(_CHUNK):
-        if torch.isnan(chunk).any():
-            raise ValueError("a NaN among the values to rank")
-        bits = (chunk.float() + 0.0).view(torch.int32)  # −0 + 0 = 0
-        yield bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _count_natively(library: ctypes.CDLL, flat: Tensor, upper: int | None, counts: Tensor) -> None:
+    values = flat.data_ptr(), native.DTYPE_CODES[flat.dtype], flat.numel()
+    if upper is None:
+        counts[BUCKETS] += library.leap_count_high(*values, counts.data_ptr(), torch.get_num_threads())
+    else:
+        library.leap_count_low(*values, upper, counts.data_ptr(), torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Pieces shared by the Triton mask kernels: counter-based logistic noise and the sigmoid, as in native/mask_ops.cpp."""
+"""Pieces shared by the Triton kernels of learning: counter-based randomness and the sigmoid, as in native code."""
 
 import torch
 import triton
@@ -13,17 +13,39 @@ def has_fast_math(tensor: Tensor) -> bool:
 
 
 @triton.jit
-def logistic_noise(block, seed, layer, step, FAST_MATH: tl.constexpr):
-    """Noise of the weights 4 * block .. 4 * block + 4, interleaved: float32 [4 * len(block)]. block: int64.
+def random_words(block, seed, layer, step):
+    """Words of the weights 4 * block .. 4 * block + 4, interleaved: uint32 [4 * len(block)]. block: int64.
 
-    The counter layout and the way from words to noise stand in :mod:`leap_kernels.philox`. FAST_MATH takes the
-    hardware's approximate division and logarithm (absolute error about 3e-7).
+    The counter layout stands in :mod:`leap_kernels.philox`.
     """
     low = (block & 0xFFFFFFFF).to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     zero = low * 0
     r0, r1, r2, r3 = tl.philox(seed, low, high, zero + step.to(tl.uint32), zero + layer.to(tl.uint32))
-    words = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))
+    return tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))
+
+
+@triton.jit
+def divide(a, b, FAST_MATH: tl.constexpr):
+    """a / b; FAST_MATH takes the hardware's approximation (relative error 2**-22, and 0 for b above 2**126)."""
+    return libdevice.fast_dividef(a, b) if FAST_MATH else a / b
+
+
+@triton.jit
+def round_to_bf16(x, words):
+    """Finite fp32 to a bfloat16 beside it, by the lower 16 bits of uint32 words, as in :mod:`leap_kernels.adam8bit`."""
+    bits = x.to(tl.int32, bitcast=True) + (words & 0xFFFF).to(tl.int32)
+    return (bits & -65536).to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def logistic_noise(block, seed, layer, step, FAST_MATH: tl.constexpr):
+    """Noise of the weights 4 * block .. 4 * block + 4, interleaved: float32 [4 * len(block)]. block: int64.
+
+    The way from words to noise stands in :mod:`leap_kernels.philox`. FAST_MATH takes the hardware's approximate
+    division and logarithm (absolute error about 3e-7).
+    """
+    words = random_words(block, seed, layer, step)
     a = (words >> 9).to(tl.int32).to(tl.float32) + 0.5
     b = 8388608.0 - a
     return libdevice.fast_logf(libdevice.fast_dividef(a, b)) if FAST_MATH else tl.log(a / b)

@@ -83,7 +83,9 @@ class _Worker:
             if resumed:
                 return resumed.logits(name)
             seed = (job.own_seed * 1_000_003 + number) % 2**63
-            return gate.initial(*prior.layer(name), torch.Generator().manual_seed(seed))
+            device = torch.device("cuda" if job.learn.gpu else "cpu")
+            mask, score = (tensor.to(device) for tensor in prior.layer(name))
+            return gate.initial(mask, score, torch.Generator(device).manual_seed(seed))
 
         over_prior = self.settings.weights == "prior"
         self.zero = ZeroModel(job.model, job.learn, gate, initial, prior.new_weight if over_prior else None)

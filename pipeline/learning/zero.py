@@ -151,7 +151,9 @@ class ZeroModel:
 
     def facts(self) -> dict[str, Any]:
         """What of the optimiser's state is no slice of anything, as JSON; the same on every worker."""
-        return {"shared_moments": [[layer, *values] for layer, values in self._updater.shared.moments.items()]}
+        return {
+            "shared_moments": [[layer, *map(float, values)] for layer, values in self._updater.shared.moments.items()]
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""

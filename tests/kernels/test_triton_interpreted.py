@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("script", ["interpreted_sparse_kernels.py", "interpreted_mask_kernels.py"])
+@pytest.mark.parametrize(
+    "script", ["interpreted_sparse_kernels.py", "interpreted_mask_kernels.py", "interpreted_learning_kernels.py"]
+)
 def test_agrees_with_float64(script):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, Path(__file__).parent / script]

@@ -109,3 +109,30 @@ def test_the_offset_is_taken_from_bfloat16_logits_before_they_are_rounded(noise)
     grad = gate.backward(out.clone(), weight, logits, stats_grad, 2, draw)
     assert grad.dtype == torch.bfloat16
     assert torch.equal(grad, gate.backward(out, weight, apart, stats_grad, 2, plain).bfloat16())
+
+
+def test_the_default_number_type_changes_nothing():
+    keep, score = prior()
+    expected = initial(keep, score, prior_grading="rank")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        logits = initial(keep, score, prior_grading="rank")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_other_gaussians_and_gives_the_same_ranks():
+    keep, score = (torch.rand(4096, 14336, device="cuda") for _ in "ks")
+    keep = keep > 0.5
+    gate = BernoulliGate(LearnSettings(prior_grading="rank", init_std=0.02))
+    logits = gate.initial(keep, score, torch.Generator("cuda").manual_seed(1))
+    assert torch.equal(logits, gate.initial(keep, score, torch.Generator("cuda").manual_seed(1)))
+    distance = gate.initial(keep[:64].cpu(), score[:64].cpu(), torch.Generator().manual_seed(1))
+    again = gate.initial(keep[:64], score[:64], torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again.cpu(), distance, rtol=1e-6, atol=1e-8)
+    assert float(logits[keep].mean()) == pytest.approx(0.06, rel=1e-2)
+    assert float(logits[~keep].mean()) == pytest.approx(-0.06, rel=1e-2)
