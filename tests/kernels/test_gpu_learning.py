@@ -49,8 +49,10 @@ def test_words_are_those_of_the_cpu(offset: int) -> None:
 
 
 @pytest.mark.parametrize("count", [LARGEST, 1_000_003])
-@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("logits_dtype", "grad_dtype"),
+    [(torch.float32, torch.float32), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16)],
+)
 def test_adam_is_the_references(count: int, logits_dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
     logits, moments = normal(count, dtype=logits_dtype), torch.full([count], NO_MOMENTS, dtype=torch.int16).cuda()
     sizes = 10 ** (-6 * torch.rand(count, device="cuda"))
@@ -64,7 +66,7 @@ def test_adam_is_the_references(count: int, logits_dtype: torch.dtype, grad_dtyp
         # A value within rounding of a threshold may go to the other side: to a neighbour on its grid.
         assert (moments != expected_moments).float().mean() < 5e-4
         spacing = 1e-6 if logits_dtype == torch.float32 else 2**-7
-        torch.testing.assert_close(logits.float(), expected.float(), rtol=spacing, atol=1e-7)
+        torch.testing.assert_close(logits.float(), expected.float(), rtol=spacing, atol=2e-7)
         if logits_dtype == torch.bfloat16:
             assert (logits != expected).float().mean() < 5e-4
 
@@ -171,8 +173,15 @@ def test_many_tensors_are_counted_without_waiting() -> None:
     assert torch.equal(counts.total(), count_high(torch.cat(tensors).cpu()))
 
 
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("weight_dtype", "logits_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+)
 @pytest.mark.parametrize(("count", "offset", "noise"), [(LARGEST, 0, True), (1_000_003, 5, True), (4096, 0, False)])
 def test_masks_are_those_of_float64(
     weight_dtype: torch.dtype, logits_dtype: torch.dtype, count: int, offset: int, noise: bool
