@@ -25,6 +25,7 @@ sys.path[:] = [
 ]
 
 from pipeline import recipe
+from pipeline.errors import UserError
 from pipeline.plan import make_plan
 from pipeline.ray_cluster import start_ray
 from pipeline.rows import PackedRows
@@ -57,4 +58,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
