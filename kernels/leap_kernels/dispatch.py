@@ -14,7 +14,7 @@ MAX_ROWS_CPU = 16  # README.md, "Measured"
 MAX_ROWS_SPMM = 32  # two tiles of 16, the narrowest that tensor cores multiply
 MAX_ROWS_GEMV = 4  # for float32, which they would round: the GEMV for each row, only the first from memory. A guess.
 # The kernel goes over 1.5 bytes per weight once for every 4 rows; unpacking moves 5.5 and holds a dense copy. A model.
-MAX_ROWS_IDX8 = 12
+MAX_ROWS_IDX8 = 8
 
 # Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value, not measured. At half density and
 # 2-byte values IDX8 takes 1.55 bytes and 4.2 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per
