@@ -60,7 +60,7 @@ def _gemv_bitmap(dtype: str, config: gemv_bitmap_triton.Config) -> Variant:
         warps=config.warps,
         weights=config.block_rows * groups * 128,
         # The words of a group for every row of the lane, and 8 columns of x.
-        vector_loads={"cuda": config.block_rows + (1 if dtype == "*bf16" else 2), "hip": 3},
+        vector_loads={"cuda": config.block_rows + (1 if dtype == "*bf16" else 2), "hip": 2},
         max_registers=128,
     )
 

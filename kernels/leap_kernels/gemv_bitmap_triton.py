@@ -102,13 +102,13 @@ def candidates() -> list[Config]:
 
 
 def gemv_bitmap_triton(x: Tensor, weight: BMP128, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
-    """``x @ W.T + bias``, sums in float32. x: [rows, K] of weight's dtype and device. Returns [rows, N]."""
+    """``x @ W.T + bias``, sums in float32. x: [..., K] of weight's dtype and device. Returns [..., N]."""
     rows, columns = weight.shape
-    batch = x.shape[0]
+    batch = x.numel() // columns
     off = weight.off
     row_base = weight.row_base
     x = x.contiguous()
-    y = torch.empty((batch, rows), dtype=x.dtype, device=x.device)
+    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
     warps, block_rows, groups_per_warp, prefetch = default_config(rows) if config is None else config
     _launch(
         -(-rows // block_rows) * batch,

@@ -82,7 +82,10 @@ def gemv_idx8_kernel(
         if PREFETCH:
             ahead = at + CHUNKS
             next_base, next_index, next_value = _load_chunks(
-                bases + ahead * ROWS, indices + ahead * ROWS * SLOTS, values + ahead * ROWS * SLOTS, ahead + chunk < chunks
+                bases + ahead * ROWS,
+                indices + ahead * ROWS * SLOTS,
+                values + ahead * ROWS * SLOTS,
+                ahead + chunk < chunks,
             )
         else:
             base, index, value = _load_chunks(
@@ -127,22 +130,26 @@ def candidates() -> list[Config]:
 
 
 def gemv_idx8_triton(x: Tensor, weight: IDX8, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
-    """``x @ W.T + bias``, sums in float32. x: [rows >= 1, K] of weight's dtype and device. Returns [rows, N].
+    """``x @ W.T + bias``, sums in float32. x: [..., K], one row at least, of weight's dtype and device.
+
+    Returns [..., N].
 
     Padding multiplies an x of another column by 0: where x is not finite, a result may be NaN that otherwise would be
     infinite, as in a product with the dense matrix and its zeros.
     """
     rows, columns = weight.shape
-    count = x.shape[0]
+    count = x.numel() // columns
+    y_shape = (*x.shape[:-1], rows)
     if count == 1:
         batch = passes = 1
         x = x.contiguous()
-        y = torch.empty((1, rows), dtype=x.dtype, device=x.device)
+        y = torch.empty(y_shape, dtype=x.dtype, device=x.device)
     else:
         batch = min(MAX_WORD // x.element_size(), triton.next_power_of_2(count))
         passes = triton.cdiv(count, batch)
         interleaved = torch.empty((columns, passes * batch), dtype=x.dtype, device=x.device)
-        interleaved[:, :count].copy_(x.t())  # what stands in the other columns enters rows of y that are not returned
+        # What stands in its other columns enters rows of y that are not returned.
+        interleaved[:, :count].copy_(x.reshape(count, columns).t())
         x = interleaved
         y = torch.empty((passes * batch, rows), dtype=x.dtype, device=x.device)
     warps, chunks_per_warp, prefetch, stages = default_config(rows) if config is None else config
@@ -154,7 +161,7 @@ def gemv_idx8_triton(x: Tensor, weight: IDX8, bias: Tensor | None = None, config
         (batch, bias is not None, warps * chunks_per_warp, prefetch, stages),
         warps,
     )
-    return y if count == passes * batch else y[:count]
+    return y if count == 1 else y[:count].view(y_shape)
 
 
 def gemv_idx8_reference(x: Tensor, weight: IDX8) -> Tensor:

@@ -91,13 +91,13 @@ def candidates() -> list[Config]:
 
 
 def spmm_bitmap_triton(x: Tensor, weight: BMP128, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
-    """``x @ W.T + bias``, sums in float32. x: [1 .. 32, K], dtype and device of weight. Returns [rows, N].
+    """``x @ W.T + bias``, sums in float32. x: [..., K] of 1 to 32 rows, dtype and device of weight. Returns [..., N].
 
     bfloat16 and float16 only: tensor cores would round float32 to 10 bits.
     """
     rows, columns = weight.shape
     groups = weight.bits.shape[1]
-    count = x.shape[0]
+    count = x.numel() // columns
     warps, block_rows, splits = Config(warps=2, block_rows=32) if config is None else config
     splits = max(1, min(splits, groups))
     x = x.contiguous()
@@ -115,5 +115,5 @@ def spmm_bitmap_triton(x: Tensor, weight: BMP128, bias: Tensor | None = None, co
         ),
         warps,
     )
-    y = parts.sum(dim=0)
+    y = parts.sum(dim=0).view(*x.shape[:-1], rows)
     return (y if bias is None else y.add_(bias)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The dense matrix of an IDX8-64 on a GPU, for prefill and large batches, where a dense product is the fastest there is.
+"""The dense matrix of an IDX8-64 on a GPU, for prefill and large batches, where a dense product is the fastest.
 
 :meth:`leap_kernels.idx8.IDX8.unpack` does the same through boolean indexing, which makes the CPU wait for the GPU and
 needs indices of 8 bytes. This kernel moves the packed bytes once and the dense ones once and a half.

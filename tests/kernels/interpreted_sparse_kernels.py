@@ -85,6 +85,7 @@ for batch in (3, 5):  # one pass for four rows, two passes, each with rows that 
     check_idx8(rows_of_x(batch, packed), packed)
 check_gemv(rows_of_x(2, packed), packed)
 # Every configuration that a benchmark may choose: more warps than there is work, too.
+packed = matrix(5, 300, torch.bfloat16, "half")
 for config in gemv_idx8_triton.candidates():
     check_idx8(rows_of_x(1, packed), packed, config)
 for config in gemv_bitmap_triton.candidates():
