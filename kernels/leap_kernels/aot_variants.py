@@ -16,6 +16,7 @@ from leap_kernels import (
     radix_counts_triton,
     spmm_bitmap_triton,
     unpack_bitmap_triton,
+    unpack_idx8_triton,
 )
 
 
@@ -43,65 +44,80 @@ class Variant:
     """With 96 an SM of 65536 registers holds 21 warps, with 168 it holds 12."""
 
 
-_BITMAP = {"bits_ptr": "*i32", "off_ptr": "*i32", "row_base_ptr": "*i64"}
+_MATRIX = {"bits_ptr": "*u32", "off_ptr": "*i32", "row_base_ptr": "*i64"}
 
 
-def _gemv_bitmap(dtype: str) -> Variant:
-    rows, groups = gemv_bitmap_triton._BLOCK_ROWS, gemv_bitmap_triton._BLOCK_GROUPS
+def _gemv_bitmap(dtype: str, config: gemv_bitmap_triton.Config) -> Variant:
+    groups = config.warps * config.groups_per_warp
     return Variant(
         kernel=gemv_bitmap_triton.gemv_bitmap_kernel,
-        pointers={**_BITMAP, "vals_ptr": dtype, "x_ptr": "*fp32", "y_ptr": dtype},
-        scalars={"rows": "i32", "groups": "i32", "x_columns": "i32"},
-        aligned=("x_columns",),
-        constants={"HAS_ROW_BASE": False, "BLOCK_ROWS": rows, "BLOCK_GROUPS": groups},
-        warps=gemv_bitmap_triton._WARPS,
-        weights=rows * groups * 128,
-        vector_loads={"cuda": 6, "hip": 3},  # the words of a group for every row of the lane, and 8 columns of x
-        max_registers=96,
+        pointers={"x_ptr": dtype, **_MATRIX, "vals_ptr": dtype, "bias_ptr": dtype, "y_ptr": dtype},
+        scalars={"rows": "i32", "columns": "i32", "groups": "i32"},
+        aligned=("rows", "columns", "groups"),
+        constants={
+            "batch": 1,  # as a launch makes a constant of any size of 1
+            "HAS_ROW_BASE": False,
+            "HAS_BIAS": False,
+            "BLOCK_ROWS": config.block_rows,
+            "BLOCK_GROUPS": groups,
+            "PREFETCH": config.prefetch,
+        },
+        warps=config.warps,
+        weights=config.block_rows * groups * 128,
+        # The words of a group for every row of the lane, and 8 columns of x.
+        vector_loads={"cuda": config.block_rows + (1 if dtype == "*bf16" else 2), "hip": 2},
+        max_registers=128,
     )
 
 
-def _gemv_idx8(config: triton.Config, batch: int) -> Variant:
-    chunks = config.kwargs["CHUNKS"]
+def _gemv_idx8(config: gemv_idx8_triton.Config, batch: int) -> Variant:
+    chunks = config.warps * config.chunks_per_warp
     return Variant(
-        kernel=gemv_idx8_triton.gemv_idx8_kernel.fn,
+        kernel=gemv_idx8_triton.gemv_idx8_kernel,
         pointers={
+            "x_ptr": "*bf16",
             "start_ptr": "*i32",
-            "base_ptr": "*i16",
+            "base_ptr": "*u16",
             "index_ptr": "*u8",
             "vals_ptr": "*bf16",
-            "x_ptr": "*fp32",
+            "bias_ptr": "*bf16",
             "y_ptr": "*bf16",
         },
-        scalars={"rows": "i32", "x_stride": "i32"},
-        aligned=("rows", "x_stride"),
-        constants={"BATCH": batch, "CHUNKS": chunks},
-        warps=config.num_warps,
+        scalars={"rows": "i32", "columns": "i32"},
+        aligned=("rows", "columns"),
+        constants={
+            "passes": 1,  # as a launch makes a constant of any size of 1
+            "BATCH": batch,
+            "HAS_BIAS": False,
+            "CHUNKS": chunks,
+            "PREFETCH": config.prefetch,
+            "STAGES": config.stages,
+        },
+        warps=config.warps,
         weights=chunks * 4 * 64 * 2,
         vector_loads={"cuda": 3, "hip": 1},  # 16 values and 16 indices; half of them on warps of 64
         max_registers=96 if batch == 1 else 168,
     )
 
 
-def _spmm_bitmap(config: triton.Config, batch: int) -> Variant:
-    rows = config.kwargs["BLOCK_ROWS"]
+def _spmm_bitmap(warps: int, block_rows: int, batch: int) -> Variant:
     return Variant(
-        kernel=spmm_bitmap_triton.spmm_bitmap_kernel.fn,
-        pointers={**_BITMAP, "vals_ptr": "*bf16", "x_ptr": "*bf16", "parts_ptr": "*fp32"},
-        scalars={"rows": "i32", "groups": "i32", "groups_per_split": "i32"},
-        aligned=("rows",),
-        constants={"HAS_ROW_BASE": False, "WIDEN": False, "BATCH": batch, "BLOCK_ROWS": rows},
-        warps=config.num_warps,
-        weights=rows * 128,
+        kernel=spmm_bitmap_triton.spmm_bitmap_kernel,
+        pointers={"x_ptr": "*bf16", **_MATRIX, "vals_ptr": "*bf16", "parts_ptr": "*fp32"},
+        scalars={"rows": "i32", "columns": "i32", "groups": "i32", "groups_per_split": "i32", "count": "i32"},
+        aligned=("rows", "columns"),
+        constants={"HAS_ROW_BASE": False, "WIDEN": False, "BATCH": batch, "BLOCK_ROWS": block_rows},
+        warps=warps,
+        weights=block_rows * 128,
         vector_loads={"cuda": 8, "hip": 4},  # the words of a group for every row of the lane; the tile of x
-        max_registers=168,
+        max_registers=184,
     )
 
 
 def _unpack_bitmap() -> Variant:
     return Variant(
         kernel=unpack_bitmap_triton.unpack_bitmap_kernel,
-        pointers={**_BITMAP, "vals_ptr": "*bf16", "dense_ptr": "*bf16"},
+        pointers={"dense_ptr": "*bf16", **_MATRIX, "vals_ptr": "*bf16"},
         scalars={"rows": "i32", "columns": "i32", "groups": "i32"},
         aligned=("columns",),
         constants={"HAS_ROW_BASE": False, "BLOCK_ROWS": unpack_bitmap_triton._BLOCK_ROWS},
@@ -109,6 +125,26 @@ def _unpack_bitmap() -> Variant:
         weights=unpack_bitmap_triton._BLOCK_ROWS * 128,
         vector_loads={"cuda": 1, "hip": 0},  # the words of a group
         max_registers=96,
+    )
+
+
+def _unpack_idx8() -> Variant:
+    return Variant(
+        kernel=unpack_idx8_triton.unpack_idx8_kernel,
+        pointers={
+            "dense_ptr": "*bf16",
+            "start_ptr": "*i32",
+            "base_ptr": "*u16",
+            "index_ptr": "*u8",
+            "vals_ptr": "*bf16",
+        },
+        scalars={"rows": "i32", "columns": "i32"},
+        aligned=("columns",),
+        constants={"CHUNKS": unpack_idx8_triton._CHUNKS},
+        warps=unpack_idx8_triton._WARPS,
+        weights=unpack_idx8_triton._CHUNKS * 4 * 64 * 2,
+        vector_loads={"cuda": 2, "hip": 0},  # values and indices
+        max_registers=128,
     )
 
 
@@ -231,9 +267,9 @@ VARIANTS: dict[str, Variant] = {
     "output_losses without teacher": _output_losses(False),
     "output_losses_backward": _output_losses_backward(),
     "radix_counts high": _radix_counts(),
-    "gemv_bitmap bfloat16": _gemv_bitmap("*bf16"),
-    "gemv_bitmap float32": _gemv_bitmap("*fp32"),
+    "gemv_bitmap float32": _gemv_bitmap("*fp32", gemv_bitmap_triton.Config(4)),
     "unpack_bitmap bfloat16": _unpack_bitmap(),
+    "unpack_idx8 bfloat16": _unpack_idx8(),
     "mask_forward bfloat16": _mask(
         mask_forward_triton.mask_forward_kernel,
         {"weight_ptr": "*bf16", "logits_ptr": "*fp32", "out_ptr": "*bf16", "partial_ptr": "*fp32"},
@@ -253,8 +289,8 @@ VARIANTS: dict[str, Variant] = {
         {"cuda": 8, "hip": 2},
     ),
 }
-for _config in gemv_idx8_triton.CONFIGS:
-    VARIANTS[f"gemv_idx8 x1 {_config.num_warps} warps"] = _gemv_idx8(_config, 1)
-VARIANTS["gemv_idx8 x4 1 warps"] = _gemv_idx8(gemv_idx8_triton.CONFIGS[0], 4)
-for _config in spmm_bitmap_triton.CONFIGS:
-    VARIANTS[f"spmm_bitmap x16 {_config.num_warps} warps"] = _spmm_bitmap(_config, 16)
+for _warps in (2, 4, 8):  # those that the heuristics choose
+    VARIANTS[f"gemv_bitmap bfloat16 {_warps} warps"] = _gemv_bitmap("*bf16", gemv_bitmap_triton.Config(_warps))
+    VARIANTS[f"gemv_idx8 x1 {_warps} warps"] = _gemv_idx8(gemv_idx8_triton.Config(_warps), 1)
+VARIANTS["gemv_idx8 x4 4 warps"] = _gemv_idx8(gemv_idx8_triton.Config(4), 4)
+VARIANTS["spmm_bitmap x16 2 warps"] = _spmm_bitmap(2, 32, 16)

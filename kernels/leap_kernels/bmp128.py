@@ -59,6 +59,10 @@ class BMP128:
         row_base = None if self.row_base is None else self.row_base.to(device)
         return BMP128(self.shape, self.bits.to(device), self.off.to(device), self.vals.to(device), row_base)
 
+    def with_vals(self, vals: Tensor) -> "BMP128":
+        """The same pattern with other values, of any dtype that the format takes."""
+        return BMP128(self.shape, self.bits, self.off, vals, self.row_base)
+
     def tensors(self) -> dict[str, Tensor]:
         """What a file has to hold: shape (int64 [2]), bits, off, vals and, where needed, row_base."""
         stored = {"shape": torch.tensor(self.shape), "bits": self.bits, "off": self.off, "vals": self.vals}

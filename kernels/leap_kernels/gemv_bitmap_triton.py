@@ -1,81 +1,128 @@
 """``x @ W.T`` on GPUs for a BMP128 matrix and few rows of x; see :mod:`leap_kernels.sparse_linear` for the contract.
 
-Speed has not been measured on a GPU. Compiled for sm_90, the loop takes 14.6 instructions per weight (counted in the
-machine code, bfloat16), which puts its ceiling at about 1.7 times dense on cards with GDDR memory and 1.2 to 1.35
-times on A100 and H100, at half the weights kept (a model: 128 instructions per clock and SM against bandwidth).
+``aot_table.json`` has the instructions that a weight takes, README.md the ceilings that follow from them by a model.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from leap_kernels.bmp128 import BMP128, GROUP
-from leap_kernels.triton_bitmap import kept, lane_bits, lane_values, split_columns
+from leap_kernels.bmp128 import BMP128
+from leap_kernels.triton_bitmap import kept, lane_bits, lane_values, load_group, split_columns
+from leap_kernels.triton_launch import Launcher
 
-# One warp for 4 rows, which share its loads of x: fewest instructions per weight of the shapes tried (14.6; four warps
-# for 4 rows and 8 groups 15.0, one warp for one row 16.8).
-_BLOCK_ROWS = 4
-_BLOCK_GROUPS = 2
-_WARPS = 1
+
+class Config(NamedTuple):
+    """How a program goes about its rows of the matrix."""
+
+    warps: int
+    """They share the row's groups of columns. More keep more bytes in flight."""
+    block_rows: int = 4
+    """Of the matrix. They share the loads of x."""
+    groups_per_warp: int = 2
+    """At a time: 16 lanes for each."""
+    prefetch: bool = True
+    """Load the words of the next groups before the values of these."""
 
 
 @triton.jit
 def gemv_bitmap_kernel(
-    bits_ptr,  # int32 [rows, groups, 4], the bits of the uint32 words
+    x_ptr,  # [batch, columns]
+    bits_ptr,
     off_ptr,
     row_base_ptr,  # read only if HAS_ROW_BASE
     vals_ptr,
-    x_ptr,  # float32 [batch, x_columns], zero beyond the matrix's columns
+    bias_ptr,  # read only if HAS_BIAS
     y_ptr,  # [batch, rows]
     rows,
+    columns,
     groups,
-    x_columns,  # groups * 128, rounded up to whole blocks of groups
+    batch,
     HAS_ROW_BASE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     LANES: tl.constexpr = 16  # per group
-    out_row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    # The rows of x of a block of rows of W run side by side, so that only the first one waits for memory.
+    turn = tl.program_id(0) % batch
+    out_row = tl.program_id(0) // batch * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     # Rows and groups beyond the end read the last one's data, which needs no masks, and are dropped afterwards.
     row = tl.minimum(out_row, rows - 1)[:, None]
     position = tl.arange(0, BLOCK_GROUPS * LANES)[None, :]
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
-    x_row = x_ptr + tl.program_id(1) * x_columns + tl.arange(0, BLOCK_GROUPS * 128)
+    x_row = x_ptr + turn.to(tl.int64) * columns
+    column = tl.arange(0, BLOCK_GROUPS * 128)
+    first_entry = row.to(tl.int64) * groups
     sums = tl.zeros([BLOCK_ROWS, BLOCK_GROUPS * LANES], dtype=tl.float32)
+    if PREFETCH:
+        quad, off = load_group(bits_ptr, off_ptr, first_entry + tl.minimum(position // LANES, groups - 1))
     for first_group in range(0, groups, BLOCK_GROUPS):
         group = first_group + position // LANES
-        entry = row.to(tl.int64) * groups + tl.minimum(group, groups - 1)
-        octet, rank = lane_bits(bits_ptr, off_ptr, entry, position % LANES, group < groups)
-        columns = split_columns(tl.load(x_row + first_group * 128))
-        values = lane_values(vals + rank, octet)
+        if PREFETCH:
+            following = tl.minimum(group + BLOCK_GROUPS, groups - 1)
+            next_quad, next_off = load_group(bits_ptr, off_ptr, first_entry + following)
+        else:
+            quad, off = load_group(bits_ptr, off_ptr, first_entry + tl.minimum(group, groups - 1))
+        octet, rank = lane_bits(quad, off, position % LANES, group < groups)
+        at = first_group * 128 + column
+        parts = split_columns(tl.load(x_row + at, mask=at < columns, other=0.0))
+        values = lane_values(vals, rank, octet)
         for k in tl.static_range(8):
-            product = values[k].to(tl.float32) * columns[k][None, :]
+            product = values[k].to(tl.float32) * parts[k].to(tl.float32)[None, :]
             sums = tl.where(kept(octet, k), sums + product, sums)
-    y = tl.sum(sums, axis=1).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + tl.program_id(1) * rows + out_row, y, mask=out_row < rows)
+        if PREFETCH:
+            quad, off = next_quad, next_off
+    y = tl.sum(sums, axis=1)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + out_row, mask=out_row < rows, other=0.0).to(tl.float32)
+    tl.store(y_ptr + turn.to(tl.int64) * rows + out_row, y.to(y_ptr.dtype.element_ty), mask=out_row < rows)
 
 
-def gemv_bitmap_triton(x: Tensor, weight: BMP128) -> Tensor:
-    """``x @ W.T``, sums in float32. x: [rows, K] of weight's dtype and device. Returns [rows, N]."""
+_launch = Launcher(gemv_bitmap_kernel)
+
+
+def default_config(rows: int) -> Config:
+    """For a matrix of so many rows: a model, as many warps as keep 30 KB in flight on each of 132 SMs."""
+    return Config(warps=8 if rows <= 2048 else 4 if rows <= 8192 else 2)
+
+
+def candidates() -> list[Config]:
+    """Configurations worth timing."""
+    warps = (1, 2, 4, 8)
+    return [
+        *(Config(count, 4, 2, prefetch) for count in warps for prefetch in (True, False)),
+        *(Config(count, 2, 2, True) for count in warps),
+        *(Config(count, 8, 2, True) for count in warps[:3]),
+    ]
+
+
+def gemv_bitmap_triton(x: Tensor, weight: BMP128, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
+    """``x @ W.T + bias``, sums in float32. x: [..., K] of weight's dtype and device. Returns [..., N]."""
     rows, columns = weight.shape
-    groups = weight.bits.shape[1]
-    x_columns = triton.cdiv(groups, _BLOCK_GROUPS) * _BLOCK_GROUPS * GROUP
-    padded = torch.nn.functional.pad(x.float(), (0, x_columns - columns)).contiguous()
-    y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
-    gemv_bitmap_kernel[(triton.cdiv(rows, _BLOCK_ROWS), x.shape[0])](
-        weight.bits.view(torch.int32),
-        weight.off,
-        weight.off if weight.row_base is None else weight.row_base,
-        weight.vals,
-        padded,
-        y,
-        rows,
-        groups,
-        x_columns,
-        HAS_ROW_BASE=weight.row_base is not None,
-        BLOCK_ROWS=_BLOCK_ROWS,
-        BLOCK_GROUPS=_BLOCK_GROUPS,
-        num_warps=_WARPS,
+    batch = x.numel() // columns
+    off = weight.off
+    row_base = weight.row_base
+    x = x.contiguous()
+    y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
+    warps, block_rows, groups_per_warp, prefetch = default_config(rows) if config is None else config
+    _launch(
+        -(-rows // block_rows) * batch,
+        (
+            x,
+            weight.bits,
+            off,
+            off if row_base is None else row_base,
+            weight.vals,
+            x if bias is None else bias,
+            y,
+        ),
+        (rows, columns, off.shape[1], batch),
+        (row_base is not None, bias is not None, block_rows, warps * groups_per_warp, prefetch),
+        warps,
     )
     return y

@@ -73,6 +73,10 @@ class IDX8:
     def to(self, device: torch.device | str) -> "IDX8":
         return IDX8(self.shape, *(tensor.to(device) for tensor in self.tensors().values()))
 
+    def with_vals(self, vals: Tensor) -> "IDX8":
+        """The same pattern with other values, of any dtype that the format takes."""
+        return IDX8(self.shape, self.start, self.base, self.index, vals)
+
     def tensors(self) -> dict[str, Tensor]:
         """Its parts by name, in the order of the fields."""
         return {"start": self.start, "base": self.base, "index": self.index, "vals": self.vals}

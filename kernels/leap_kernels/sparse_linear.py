@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leap_kernels import gemv_bitmap_cpu
+from leap_kernels import ops
 from leap_kernels.bmp128 import BMP128
-from leap_kernels.dispatch import Format, Op, choose_op
+from leap_kernels.dispatch import Format
 from leap_kernels.idx8 import IDX8, from_bmp128
-from leap_kernels.unpack_bitmap_cpu import unpack_bitmap_cpu
+from leap_kernels.product import product
 
 
 def sparse_linear_reference(x: Tensor, weight: BMP128 | IDX8) -> Tensor:
@@ -25,57 +25,24 @@ def sparse_linear(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None = None) 
     For few rows of x, as in decoding, a kernel reads the packed bytes: native code on a CPU, Triton on a GPU; which one
     and up to how many rows says :mod:`leap_kernels.dispatch`. Sums are float32 and do not depend on the number of
     threads. In all other cases, and where x wants a gradient, the matrix is unpacked for the call. Not differentiable
-    with respect to weight. Raises ValueError for arguments that do not fit.
+    with respect to weight. Under autocast x, weight and bias take its dtype, as they do in ``F.linear``. Nothing waits
+    for a GPU. Raises ValueError for arguments that do not fit.
     """
-    rows, columns = weight.shape
-    # All of this is done for every layer of every token, and a reshape takes as long as a hundred kilobytes.
-    if x.dtype != weight.vals.dtype or x.device != weight.vals.device or x.shape[-1] != columns:
-        raise ValueError(
-            f"x is {x.dtype} {tuple(x.shape)} on {x.device}; weight {weight.vals.dtype} [{rows}, {columns}] "
-            f"on {weight.vals.device}"
-        )
-    device_type = x.device.type
-    library = gemv_bitmap_cpu.native_library() if device_type == "cpu" else None
-    op = choose_op(
-        device_type,
-        x.numel() // columns if columns else 0,
-        x.dtype,
-        matrix_format="idx8" if isinstance(weight, IDX8) else "bmp128",
-        native=library is not None,
-        differentiable=torch.is_grad_enabled() and x.requires_grad,
-    )
-    if op == "dense":
-        return nn.functional.linear(x, _dense(weight), bias)
-    if library is not None and isinstance(weight, BMP128):
-        y = gemv_bitmap_cpu.gemv_bitmap_cpu(x, weight, library)
-    else:
-        y = _multiply(op, x.reshape(-1, columns), weight).view(*x.shape[:-1], rows)
-    return y if bias is None else y + bias
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _as_autocast(x, weight, bias)
+    if torch.compiler.is_compiling():
+        return ops.traced_product(x, weight, bias)
+    return product(x, weight, bias)
 
 
-def _dense(weight: BMP128 | IDX8) -> Tensor:
-    if isinstance(weight, IDX8):
-        return weight.unpack()
-    if not weight.vals.is_cuda:
-        return unpack_bitmap_cpu(weight)
-    from leap_kernels.unpack_bitmap_triton import unpack_bitmap_triton  # here, for Triton is not on every platform
-
-    return unpack_bitmap_triton(weight)
-
-
-def _multiply(op: Op, x: Tensor, weight: BMP128 | IDX8) -> Tensor:
-    """``x @ W.T`` by one of the Triton kernels. x: [rows, K]."""
-    if isinstance(weight, IDX8):
-        from leap_kernels.gemv_idx8_triton import gemv_idx8_triton
-
-        return gemv_idx8_triton(x, weight)
-    if op == "spmm_bitmap_triton":
-        from leap_kernels.spmm_bitmap_triton import spmm_bitmap_triton
-
-        return spmm_bitmap_triton(x, weight)
-    from leap_kernels.gemv_bitmap_triton import gemv_bitmap_triton
-
-    return gemv_bitmap_triton(x, weight)
+def _as_autocast(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None) -> tuple[Tensor, BMP128 | IDX8, Tensor | None]:
+    """The arguments in autocast's dtype. It leaves float64 alone."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    if x.dtype == torch.float64:
+        return x, weight, bias
+    if weight.vals.dtype != dtype:
+        weight = weight.with_vals(weight.vals.to(dtype))
+    return x.to(dtype), weight, None if bias is None else bias.to(dtype)
 
 
 class SparseLinear(nn.Module):
@@ -107,6 +74,8 @@ class SparseLinear(nn.Module):
         """The packed matrix."""
         # Read from the dict: look-ups through nn.Module.__getattr__ take as long as a small matrix.
         buffers: Any = self._buffers
+        if torch.compiler.is_compiling():  # a trace takes the buffers, and changes nothing
+            return self._of_buffers(buffers)
         if self._matrix.vals is not buffers["vals"]:  # moved, copied or loaded since
             self._matrix = self._of_buffers(buffers)
         return self._matrix

@@ -7,14 +7,16 @@ that, a matrix of 4096 rows would occupy 256 warps, two for each SM of an H100.
 Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from leap_kernels.bmp128 import BMP128, GROUP
-from leap_kernels.triton_bitmap import join_columns, kept, lane_bits, lane_values
-from leap_kernels.triton_launch import configurations
+from leap_kernels.bmp128 import BMP128
+from leap_kernels.triton_bitmap import join_columns, kept, lane_bits, lane_values, load_group
+from leap_kernels.triton_launch import Launcher
 
 MAX_BATCH = 32
 _MIN_BATCH = 16  # the least that tl.dot takes
@@ -23,75 +25,95 @@ _MIN_BATCH = 16  # the least that tl.dot takes
 # are 22 % of the matrix's bytes, most of them in the second-level cache. A model.
 _SPLITS = 8
 
-# Rows per tile and warps: more rows share a tile of x, more warps a row tile; 16 is the least that tl.dot takes.
-CONFIGS = configurations([({"BLOCK_ROWS": 16}, 1), ({"BLOCK_ROWS": 32}, 2), ({"BLOCK_ROWS": 64}, 4)])
+
+class Config(NamedTuple):
+    """How a program goes about its tile of the matrix."""
+
+    warps: int
+    block_rows: int
+    """16 at least, which is the least that tl.dot takes; more rows share a tile of x."""
+    splits: int = _SPLITS
 
 
-@triton.autotune(CONFIGS, key=["rows", "groups", "BATCH"])
 @triton.jit
 def spmm_bitmap_kernel(
-    bits_ptr,  # int32 [rows, groups, 4], the bits of the uint32 words
+    x_ptr,  # [count, columns]
+    bits_ptr,
     off_ptr,
     row_base_ptr,  # read only if HAS_ROW_BASE
     vals_ptr,
-    x_ptr,  # [BATCH, groups * 128], in the dtype of vals, zero beyond the matrix's columns
-    parts_ptr,  # float32 [splits, BATCH, rows]
+    parts_ptr,  # float32 [splits, count, rows]
     rows,
+    columns,
     groups,
     groups_per_split,
+    count,
     HAS_ROW_BASE: tl.constexpr,
     WIDEN: tl.constexpr,
     BATCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    out_row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    blocks = tl.cdiv(rows, BLOCK_ROWS)
+    split = tl.program_id(0) // blocks
+    out_row = tl.program_id(0) % blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = tl.minimum(out_row, rows - 1)[:, None]  # rows beyond the end repeat the last one and are not stored
     lane = tl.arange(0, 16)[None, :]
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
     batch = tl.arange(0, BATCH)
-    x_tile = x_ptr + batch[None, :] * groups * 128 + tl.arange(0, 128)[:, None]
+    x_row = x_ptr + batch[None, :] * columns
+    inside = batch[None, :] < count
     sums = tl.zeros([BLOCK_ROWS, BATCH], dtype=tl.float32)
-    first_group = tl.program_id(1) * groups_per_split
+    first_group = split * groups_per_split
     for group in range(first_group, tl.minimum(first_group + groups_per_split, groups)):
         entry = row.to(tl.int64) * groups + group + tl.zeros_like(lane)
-        octet, rank = lane_bits(bits_ptr, off_ptr, entry, lane, True)
-        values = lane_values(vals + rank, octet)
-        columns = ()
+        quad, off = load_group(bits_ptr, off_ptr, entry)
+        octet, rank = lane_bits(quad, off, lane, True)
+        values = lane_values(vals, rank, octet)
+        tile = ()
         for k in tl.static_range(8):
-            columns = columns + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
-        weight = join_columns(columns)
-        x = tl.load(x_tile + group * 128)
+            tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
+        weight = join_columns(tile)
+        column = group * 128 + tl.arange(0, 128)[:, None]
+        x = tl.load(x_row + column, mask=inside & (column < columns), other=0.0)
         if WIDEN:
             weight, x = weight.to(tl.float32), x.to(tl.float32)
         sums = tl.dot(weight, x, sums, input_precision="ieee")
-    part = parts_ptr + tl.program_id(1) * BATCH * rows + batch[None, :] * rows + out_row[:, None]
-    tl.store(part, sums, mask=out_row[:, None] < rows)
+    part = parts_ptr + (split * count + batch[None, :]).to(tl.int64) * rows + out_row[:, None]
+    tl.store(part, sums, mask=inside & (out_row[:, None] < rows))
 
 
-def spmm_bitmap_triton(x: Tensor, weight: BMP128) -> Tensor:
-    """``x @ W.T``, sums in float32. x: [1 .. 32, K], dtype and device of weight. Returns [rows, N].
+_launch = Launcher(spmm_bitmap_kernel)
+
+
+def candidates() -> list[Config]:
+    """Configurations worth timing."""
+    return [Config(warps, 16 * warps, splits) for warps in (1, 2, 4) for splits in (4, 8, 16)]
+
+
+def spmm_bitmap_triton(x: Tensor, weight: BMP128, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
+    """``x @ W.T + bias``, sums in float32. x: [..., K] of 1 to 32 rows, dtype and device of weight. Returns [..., N].
 
     bfloat16 and float16 only: tensor cores would round float32 to 10 bits.
     """
     rows, columns = weight.shape
     groups = weight.bits.shape[1]
-    batch = max(_MIN_BATCH, triton.next_power_of_2(x.shape[0]))
-    padded = torch.nn.functional.pad(x, (0, groups * GROUP - columns, 0, batch - x.shape[0])).contiguous()
-    splits = max(1, min(_SPLITS, groups))
-    parts = torch.empty(splits, batch, rows, dtype=torch.float32, device=x.device)
-    spmm_bitmap_kernel[lambda constants: (triton.cdiv(rows, constants["BLOCK_ROWS"]), splits)](
-        weight.bits.view(torch.int32),
-        weight.off,
-        weight.off if weight.row_base is None else weight.row_base,
-        weight.vals,
-        padded,
-        parts,
-        rows,
-        groups,
-        triton.cdiv(groups, splits),
-        HAS_ROW_BASE=weight.row_base is not None,
+    count = x.numel() // columns
+    warps, block_rows, splits = Config(warps=2, block_rows=32) if config is None else config
+    splits = max(1, min(splits, groups))
+    x = x.contiguous()
+    parts = torch.empty((splits, count, rows), dtype=torch.float32, device=x.device)
+    _launch(
+        triton.cdiv(rows, block_rows) * splits,
+        (x, weight.bits, weight.off, weight.off if weight.row_base is None else weight.row_base, weight.vals, parts),
+        (rows, columns, groups, triton.cdiv(groups, splits), count),
         # The interpreter, which alone runs on CPU tensors, multiplies the bit patterns of bfloat16.
-        WIDEN=x.dtype == torch.bfloat16 and not x.is_cuda,
-        BATCH=batch,
+        (
+            weight.row_base is not None,
+            x.dtype == torch.bfloat16 and not x.is_cuda,
+            max(_MIN_BATCH, triton.next_power_of_2(count)),
+            block_rows,
+        ),
+        warps,
     )
-    return parts[:, : x.shape[0]].sum(dim=0).to(x.dtype)
+    y = parts.sum(dim=0).view(*x.shape[:-1], rows)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)

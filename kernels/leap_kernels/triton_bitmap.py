@@ -4,6 +4,10 @@ A lane takes 8 neighbouring columns of a group. It finds the first one's value b
 the others' by stepping over values: a column's value is loaded whether it is kept or not, since what stands there can
 always be read, and the caller drops it by :func:`kept`. The forms below were chosen by the instructions that the
 compiler makes of them for sm_90: 11 per weight in the GEMV, against 15 with masked loads and a rank for each column.
+
+``tl.max_contiguous`` says where places are loaded from that neighbouring lanes are to have neighbouring columns: as far
+as Triton 3.6 knows, any axis would do, and it takes the rows. The places are not contiguous, but are aligned to one
+element only, so that nothing else follows.
 """
 
 import triton
@@ -20,15 +24,24 @@ def popcount(v):
 
 
 @triton.jit
-def lane_bits(bits_ptr, off_ptr, entry, lane, present):
+def load_group(bits_ptr, off_ptr, entry):
+    """(quad, off) of groups: their 4 words each, and where their first values stand.
+
+    entry: int64 [rows, lanes], row * groups + group.
+    """
+    words = bits_ptr + (entry[:, :, None] * 4 + tl.arange(0, 4)[None, None, :])
+    quad = tl.load(tl.max_contiguous(words, [1, 2, 4]))
+    return quad.to(tl.uint32, bitcast=True), tl.load(tl.max_contiguous(off_ptr + entry, [1, 2]))
+
+
+@triton.jit
+def lane_bits(quad, off, lane, present):
     """(octet, rank): bit k of octet says whether the lane's column k is kept; its first value stands at rank.
 
-    entry: int64 [rows, lanes], row * groups + group of the lane's group. lane: int32 [1, lanes], its number 0 .. 15 in
-    the group. present: False drops the group, whose entry must be readable all the same. Bits 8 and up of octet are
-    arbitrary.
+    quad, off: of the lane's group, from :func:`load_group`. lane: int32 [1, lanes], its number 0 .. 15 in the group.
+    present: False drops the group. Bits 8 and up of octet are arbitrary.
     """
-    quad = tl.load(bits_ptr + entry[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]).to(tl.uint32, bitcast=True)
-    even, odd = tl.split(tl.reshape(quad, [entry.shape[0], entry.shape[1], 2, 2]))
+    even, odd = tl.split(tl.reshape(quad, [off.shape[0], off.shape[1], 2, 2]))
     word0, word2 = tl.split(even)
     word1, word3 = tl.split(odd)
     index = lane // 4
@@ -36,7 +49,7 @@ def lane_bits(bits_ptr, off_ptr, entry, lane, present):
     word = tl.where(present, word, 0)
     shift = ((lane % 4) * 8).to(tl.uint32)
     below = (tl.full([1, 1], 1, tl.uint32) << shift) - 1
-    rank = popcount(word & below) + tl.load(off_ptr + entry)
+    rank = popcount(word & below) + off
     rank += tl.where(index > 0, popcount(word0), 0)
     rank += tl.where(index > 1, popcount(word1), 0)
     rank += tl.where(index > 2, popcount(word2), 0)
@@ -49,14 +62,15 @@ def kept(octet, column: tl.constexpr):
 
 
 @triton.jit
-def lane_values(values, octet):
+def lane_values(vals, rank, octet):
     """8 tensors, one for each of the lane's columns: its value where it is kept, else another one.
 
-    values: pointers to the lanes' first values.
+    vals + rank: pointers to the lanes' first values.
     """
+    values = vals + rank
     columns = ()  # a tuple grows by addition: Triton does not unpack
     for k in tl.static_range(8):
-        columns = columns + (tl.load(values),)  # type: ignore[assignment]  # noqa: RUF005
+        columns = columns + (tl.load(tl.max_contiguous(values, [1, 2])),)  # type: ignore[assignment]  # noqa: RUF005
         values = tl.where(kept(octet, k), values + 1, values)
     return columns
 

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from leap_kernels.bmp128 import BMP128
-from leap_kernels.triton_bitmap import join_columns, kept, lane_bits, lane_values
+from leap_kernels.triton_bitmap import join_columns, kept, lane_bits, lane_values, load_group
+from leap_kernels.triton_launch import Launcher
 
 _BLOCK_ROWS = 8  # 8 rows x 16 lanes: one group of columns for 4 warps, a vector of 16 bytes to store for each lane
 _WARPS = 4
@@ -18,24 +19,25 @@ _WARPS = 4
 
 @triton.jit
 def unpack_bitmap_kernel(
-    bits_ptr,  # int32 [rows, groups, 4], the bits of the uint32 words
+    dense_ptr,  # [rows, columns]
+    bits_ptr,
     off_ptr,
     row_base_ptr,  # read only if HAS_ROW_BASE
     vals_ptr,
-    dense_ptr,  # [rows, columns]
     rows,
     columns,
     groups,
     HAS_ROW_BASE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    out_row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    out_row = (tl.program_id(0) // groups).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = tl.minimum(out_row, rows - 1)[:, None]
-    group = tl.program_id(1)
+    group = tl.program_id(0) % groups
     lane = tl.arange(0, 16)[None, :]
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
-    octet, rank = lane_bits(bits_ptr, off_ptr, row * groups + group + tl.zeros_like(lane), lane, True)
-    values = lane_values(vals + rank, octet)
+    quad, off = load_group(bits_ptr, off_ptr, row * groups + group + tl.zeros_like(lane))
+    octet, rank = lane_bits(quad, off, lane, True)
+    values = lane_values(vals, rank, octet)
     tile = ()
     for k in tl.static_range(8):
         tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
@@ -44,22 +46,19 @@ def unpack_bitmap_kernel(
     tl.store(dense_ptr + out_row[:, None] * columns + column, join_columns(tile), mask=inside)
 
 
+_launch = Launcher(unpack_bitmap_kernel)
+
+
 def unpack_bitmap_triton(weight: BMP128) -> Tensor:
     """The dense matrix [N, K]: the kept values bit for bit, +0 elsewhere."""
     rows, columns = weight.shape
     groups = weight.bits.shape[1]
     dense = torch.empty(rows, columns, dtype=weight.vals.dtype, device=weight.vals.device)
-    unpack_bitmap_kernel[(triton.cdiv(rows, _BLOCK_ROWS), groups)](
-        weight.bits.view(torch.int32),
-        weight.off,
-        weight.off if weight.row_base is None else weight.row_base,
-        weight.vals,
-        dense,
-        rows,
-        columns,
-        groups,
-        HAS_ROW_BASE=weight.row_base is not None,
-        BLOCK_ROWS=_BLOCK_ROWS,
-        num_warps=_WARPS,
+    _launch(
+        triton.cdiv(rows, _BLOCK_ROWS) * groups,
+        (dense, weight.bits, weight.off, weight.off if weight.row_base is None else weight.row_base, weight.vals),
+        (rows, columns, groups),
+        (weight.row_base is not None, _BLOCK_ROWS),
+        _WARPS,
     )
     return dense

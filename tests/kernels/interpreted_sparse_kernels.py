@@ -2,13 +2,12 @@
 starts it. Products are compared with float64, unpacked matrices bit for bit."""
 
 import torch
-from leap_kernels import bmp128, pack
-from leap_kernels.gemv_bitmap_triton import gemv_bitmap_triton
-from leap_kernels.gemv_idx8_triton import gemv_idx8_reference, gemv_idx8_triton
+from leap_kernels import bmp128, gemv_bitmap_triton, gemv_idx8_triton, pack, spmm_bitmap_triton
+from leap_kernels.gemv_idx8_triton import gemv_idx8_reference
 from leap_kernels.idx8 import from_bmp128
 from leap_kernels.sparse_linear import sparse_linear_reference
-from leap_kernels.spmm_bitmap_triton import spmm_bitmap_triton
 from leap_kernels.unpack_bitmap_triton import unpack_bitmap_triton
+from leap_kernels.unpack_idx8_triton import unpack_idx8_triton
 
 # Relative to the sum of magnitudes; the interpreter truncates to bfloat16 where hardware rounds.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
@@ -31,47 +30,76 @@ def rows_of_x(batch: int, packed: bmp128.BMP128) -> torch.Tensor:
     return torch.randn(batch, packed.shape[1], generator=generator).to(packed.vals.dtype)
 
 
-def check(name: str, y: torch.Tensor, x: torch.Tensor, packed: bmp128.BMP128) -> None:
-    error = (y.double() - sparse_linear_reference(x, packed)).abs()
-    scale = x.double().abs() @ packed.unpack().double().abs().T
+def check(product, x: torch.Tensor, packed: bmp128.BMP128, config=None, bias=None, idx8: bool = False) -> None:
+    y = product(x, from_bmp128(packed) if idx8 else packed, bias, config)
+    bias = torch.zeros(packed.shape[0]) if bias is None else bias
+    error = (y.double() - sparse_linear_reference(x, packed) - bias.double()).abs()
+    scale = x.double().abs() @ packed.unpack().double().abs().T + bias.double().abs()
     assert y.dtype == x.dtype
     assert y.shape == error.shape
-    assert (error <= TOLERANCE[x.dtype] * scale + 1e-30).all(), (name, packed.shape, x.shape, x.dtype, error.max())
+    message = (product.__name__, packed.shape, x.shape, x.dtype, config, error.max())
+    assert (error <= TOLERANCE[x.dtype] * scale + 1e-30).all(), message
+
+
+def check_gemv(x: torch.Tensor, packed: bmp128.BMP128, config=None, bias=None) -> None:
+    check(gemv_bitmap_triton.gemv_bitmap_triton, x, packed, config, bias)
+
+
+def check_spmm(x: torch.Tensor, packed: bmp128.BMP128, config=None, bias=None) -> None:
+    check(spmm_bitmap_triton.spmm_bitmap_triton, x, packed, config, bias)
+
+
+def check_idx8(x: torch.Tensor, packed: bmp128.BMP128, config=None, bias=None) -> None:
+    torch.testing.assert_close(gemv_idx8_reference(x, from_bmp128(packed)), sparse_linear_reference(x, packed))
+    check(gemv_idx8_triton.gemv_idx8_triton, x, packed, config, bias, idx8=True)
 
 
 def check_unpacked(packed: bmp128.BMP128) -> None:
     integer = INTEGER[packed.vals.dtype]
-    assert torch.equal(unpack_bitmap_triton(packed).view(integer), packed.unpack().view(integer))
-
-
-def check_idx8(batch: int, packed: bmp128.BMP128) -> None:
-    x, weight = rows_of_x(batch, packed), from_bmp128(packed)
-    torch.testing.assert_close(gemv_idx8_reference(x, weight), sparse_linear_reference(x, packed))
-    check("idx8", gemv_idx8_triton(x, weight), x, packed)
+    for dense in (unpack_bitmap_triton(packed), unpack_idx8_triton(from_bmp128(packed))):
+        assert torch.equal(dense.view(integer), packed.unpack().view(integer))
 
 
 for dtype in bmp128.DTYPES:
     for kind, rows, columns in (("half", 6, 300), ("edges", 5, 129)):
         packed = matrix(rows, columns, dtype, kind)
-        check("gemv", gemv_bitmap_triton(rows_of_x(1, packed), packed), rows_of_x(1, packed), packed)
-        check_idx8(1, packed)
+        check_gemv(rows_of_x(1, packed), packed)
+        check_idx8(rows_of_x(1, packed), packed)
         check_unpacked(packed)
         if dtype != torch.float32:
-            x = rows_of_x(3, packed)
-            check("spmm", spmm_bitmap_triton(x, packed), x, packed)
+            check_spmm(rows_of_x(3, packed), packed)
+    bias = torch.arange(1.0, 6.0).to(dtype)
+    for batch in (1, 2):
+        check_gemv(rows_of_x(batch, packed), packed, bias=bias)
+        check_idx8(rows_of_x(batch, packed), packed, bias=bias)
+    check_idx8(rows_of_x(8, packed), packed)  # passes side by side: two of four rows, or four of two
+    strided = rows_of_x(4, packed)[::2]
+    check_gemv(strided, packed)
+    check_idx8(strided[1:], packed)
+    if dtype != torch.float32:
+        check_spmm(strided, packed, bias=bias)
+        check_spmm(rows_of_x(13, packed), packed)
 
 packed = matrix(9, 700, torch.bfloat16, "half")
-for batch in (2, 3, 5):  # one pass for two rows, one for four, two passes
-    check_idx8(batch, packed)
-x = rows_of_x(2, packed)
-check("gemv", gemv_bitmap_triton(x, packed), x, packed)
+for batch in (3, 5):  # one pass for four rows, two passes, each with rows that are not there
+    check_idx8(rows_of_x(batch, packed), packed)
+check_gemv(rows_of_x(2, packed), packed)
+# Every configuration that a benchmark may choose: more warps than there is work, too.
+packed = matrix(5, 300, torch.bfloat16, "half")
+for config in gemv_idx8_triton.candidates():
+    check_idx8(rows_of_x(1, packed), packed, config)
+for config in gemv_bitmap_triton.candidates():
+    check_gemv(rows_of_x(1, packed), packed, config)
 packed = matrix(17, 1200, torch.float16, "half")  # more groups than splits, two tiles of rows
-x = rows_of_x(32, packed)
-check("spmm", spmm_bitmap_triton(x, packed), x, packed)
+check_spmm(rows_of_x(32, packed), packed)
+for config in spmm_bitmap_triton.candidates()[::4]:
+    check_spmm(rows_of_x(2, packed), packed, config)
+check_unpacked(packed)
 
-for packed in (pack(torch.zeros(1, 1)), pack(torch.ones(1, 128))):
-    check("gemv", gemv_bitmap_triton(rows_of_x(1, packed), packed), rows_of_x(1, packed), packed)
-    check_idx8(1, packed)
+for packed in (pack(torch.zeros(1, 1)), pack(torch.ones(1, 128)), pack(torch.zeros(3, 5)), pack(torch.ones(1, 1))):
+    check_gemv(rows_of_x(1, packed), packed)
+    check_idx8(rows_of_x(1, packed), packed)
+    check_unpacked(packed)
 
 special = torch.tensor([[0.0, -0.0, torch.nan, -torch.nan, torch.inf, 1e-45]])
 check_unpacked(pack(special, torch.ones(1, 6, dtype=torch.bool)))
@@ -81,19 +109,27 @@ weight[1], weight[2] = torch.inf, torch.nan
 packed = pack(weight, torch.rand(3, 256, generator=torch.Generator().manual_seed(0)) < 0.5)
 ones = torch.ones(2, 256, dtype=torch.bfloat16)
 for y in (
-    gemv_bitmap_triton(ones, packed),
-    spmm_bitmap_triton(ones, packed),
-    gemv_idx8_triton(ones, from_bmp128(packed)),
+    gemv_bitmap_triton.gemv_bitmap_triton(ones, packed),
+    spmm_bitmap_triton.spmm_bitmap_triton(ones, packed),
+    gemv_idx8_triton.gemv_idx8_triton(ones, from_bmp128(packed)),
 ):
     assert (y[:, 0] == packed.mask()[0].sum().bfloat16()).all()
     assert y[:, 1].isposinf().all()
     assert y[:, 2].isnan().all()
+# A row of x must not enter another one's result, and the bits of several are loaded as one word.
+x = rows_of_x(3, packed := matrix(6, 300, torch.bfloat16, "half"))
+x[1] = torch.nan
+for y in (
+    gemv_bitmap_triton.gemv_bitmap_triton(x, packed),
+    gemv_idx8_triton.gemv_idx8_triton(x, from_bmp128(packed)),
+):
+    assert y[1].isnan().all()
+    assert y[::2].isfinite().all()
 
 bmp128._OFFSET_LIMIT = 100  # so that row_base is used
 packed = matrix(6, 200, torch.float16, "half")
 assert packed.row_base is not None
-x = rows_of_x(2, packed)
-check("gemv", gemv_bitmap_triton(x, packed), x, packed)
-check("spmm", spmm_bitmap_triton(x, packed), x, packed)
+check_gemv(rows_of_x(2, packed), packed)
+check_spmm(rows_of_x(2, packed), packed)
 check_unpacked(packed)
 print("interpreted kernels agree")

@@ -10,9 +10,9 @@ from leap_kernels.aot import TARGETS, VARIANTS, Code, broken_gates  # noqa: E402
 
 @pytest.fixture(scope="module")
 def table():
-    version, kernels = aot.recorded()
-    if version != triton.__version__:
-        pytest.skip(f"recorded with Triton {version}: python -m leap_kernels.aot --record")
+    kernels = aot.recorded()
+    if kernels is None:
+        pytest.skip(f"no record of Triton {triton.__version__}: python -m leap_kernels.aot --record")
     return kernels
 
 
@@ -28,7 +28,7 @@ def test_compiled_code(variant, target, table):
 
 
 def test_gates_break():
-    variant, target = VARIANTS["gemv_idx8 x1 1 warps"], TARGETS["sm_90"]
+    variant, target = VARIANTS["gemv_idx8 x1 4 warps"], TARGETS["sm_90"]
     good = Code(registers=64, spills=0, vector_loads=3, instructions_per_weight=4.0)
     assert broken_gates(variant, target, good, good) == []
     bad = Code(registers=200, spills=1, vector_loads=2, instructions_per_weight=4.5)
@@ -39,5 +39,5 @@ def test_gates_break():
 
 def test_bitmaps_are_counted_in_hardware():
     """The compiler recognises the population count written out in shifts and masks."""
-    compiled = aot.compile_variant(VARIANTS["gemv_bitmap bfloat16"], TARGETS["sm_90"])
+    compiled = aot.compile_variant(VARIANTS["gemv_bitmap bfloat16 4 warps"], TARGETS["sm_90"])
     assert "popc.b32" in compiled.asm["ptx"]
