@@ -55,6 +55,12 @@ def _products(run: CheckRun, rates: dict[str, float]) -> None:
     products(run, rates)
 
 
+def _configurations(run: CheckRun, rates: dict[str, float]) -> None:
+    from leap_kernels.benchmarks.gpu_products import configurations
+
+    configurations(run, rates)
+
+
 def _learning(run: CheckRun, rates: dict[str, float]) -> None:
     from leap_kernels.benchmarks.gpu_learning import learning
 
@@ -84,6 +90,7 @@ STEPS = (
     Step("ceilings", 40, _ceilings),
     Step("correctness", 90, _correctness),
     Step("products", 100, _products),
+    Step("configurations", 30, _configurations),
     Step("learning", 30, _learning),
     Step("decode", 110, _decode),
     Step("training", 90, _training),

@@ -10,14 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from leap_kernels.benchmarks.matrices import SHAPES
 from leap_kernels.dispatch import choose_op
 
-SHAPES = (
-    (4096, 4096),
-    (4096, 14336),
-    (14336, 4096),
-    (1024, 4096),
-)  # of an 8B model: q and o, down, gate and up, k and v
 SPARSITIES = (0.5, 0.6, 0.7)
 
 
