@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from leap_kernels.adam8bit import EPS, NO_MOMENTS, AdamStep, adam8bit, chunks
 from leap_kernels.add_stochastic import add_stochastic
+from leap_kernels.shared_step import shared_step
 from torch import Tensor, nn
 
 from leap.settings import LearnSettings
@@ -108,8 +109,8 @@ class SharedSteps:
         self, rate: float, betas: tuple[float, float], total: Callable[[Tensor], Tensor] = lambda value: value
     ) -> None:
         self.rate, self.betas, self._total = rate, betas, total
-        self.moments: dict[int, tuple[float | Tensor, float | Tensor]] = {}
-        """Adam's of each layer; on a GPU float64 tensors [] there, for which the backward pass need not wait."""
+        self.moments: dict[int, tuple[float, float] | Tensor] = {}
+        """Adam's of each layer; on a GPU float64 [2] there, for which the backward pass need not wait."""
 
     def step(self, layer: int, grad: Tensor, rate: float, step: int) -> float | Tensor:
         """What the logits of a matrix move down by, from this worker's slice ``grad`` [n] of its gradient.
@@ -120,14 +121,18 @@ class SharedSteps:
         """
         if self.rate == 0:
             return 0.0
-        total = self._total(grad.sum(dtype=torch.float32).double())
-        g = total if _is_waited_for(total) else float(total)
-        (beta1, beta2), (m, v) = self.betas, self.moments.get(layer, (0.0, 0.0))
+        if _is_waited_for(grad):
+            total = self._total(grad.sum(dtype=torch.float64))
+            known = self.moments.get(layer, (0.0, 0.0))
+            moments = known if isinstance(known, Tensor) else torch.tensor(known, dtype=torch.float64).to(grad.device)
+            self.moments[layer] = moments
+            return shared_step(total, moments, self.rate * rate, self.betas, step)
+        g = float(self._total(grad.sum(dtype=torch.float32).double()))
+        (beta1, beta2), (m, v) = self.betas, map(float, self.moments.get(layer, (0.0, 0.0)))
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         self.moments[layer] = m, v
         unbiased_m, unbiased_v = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
-        root = unbiased_v.sqrt() if isinstance(unbiased_v, Tensor) else math.sqrt(unbiased_v)
-        return self.rate * rate * unbiased_m / (root + EPS)
+        return self.rate * rate * unbiased_m / (math.sqrt(unbiased_v) + EPS)
 
 
 class Updater:

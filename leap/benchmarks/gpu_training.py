@@ -15,7 +15,8 @@ from leap.surgery import prunable_linears
 
 # Without noise and distilled are the project's own settings; the published ones draw noise and have no teacher.
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain, the model's own loss": {},
+    "plain": {"own_loss": True},
     "masked, deterministic": {"noise": False},
     "masked, noise": {"noise": True},
     "masked, deterministic, adam8bit": {"noise": False, "optimiser": "adam8bit"},
@@ -54,7 +55,8 @@ def _one_variant(
     numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
     rows = random_rows(model, tokens, run.pick(4096, 64))
     frozen = torch.cuda.memory_allocated() if on_card else 0
-    step: Callable[[], None] = plain_step(model, rows) if name == "plain" else masked_step(model, rows, **options)
+    make = plain_step if name.startswith("plain") else masked_step
+    step: Callable[[], None] = make(model, rows, **options)
     step()
     if on_card:
         torch.cuda.reset_peak_memory_stats()

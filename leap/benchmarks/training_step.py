@@ -10,19 +10,27 @@ from transformers import PreTrainedModel
 
 from leap.bernoulli import BernoulliGate
 from leap.learner import MaskLearner, weight_norms
+from leap.losses import output_losses
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater
 from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 
 
-def plain_step(model: PreTrainedModel, rows: Tensor) -> Callable[[], None]:
-    """Forward and backward pass with gradients of the prunable weights, which are dropped; no optimiser."""
+def plain_step(model: PreTrainedModel, rows: Tensor, own_loss: bool = False) -> Callable[[], None]:
+    """Forward and backward pass with gradients of the prunable weights, which are dropped; no optimiser.
+
+    Args:
+        own_loss: the cross-entropy that a masked step computes, in place of the model's own.
+    """
     model.requires_grad_(False)
     weights = [linear.weight.requires_grad_() for linear in prunable_linears(model).values()]
 
     def step() -> None:
-        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        if own_loss:
+            output_losses(model(input_ids=rows, use_cache=False).logits, rows)[0].backward()
+        else:
+            model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
         for weight in weights:
             weight.grad = None
 

@@ -15,6 +15,8 @@ from leap_kernels.mask_ops import random_words
 from leap_kernels.output_losses_triton import output_losses_backward_triton, output_losses_triton
 from leap_kernels.radix_counts import BUCKETS, radix_counts_reference
 from leap_kernels.radix_counts_triton import radix_counts_triton
+from leap_kernels.shared_step import shared_step_reference
+from leap_kernels.shared_step_triton import shared_step_triton
 from torch import Tensor
 from triton_words import words_by_triton
 
@@ -24,6 +26,17 @@ BETAS = (0.9, 0.95)
 def check_words(**stream: int) -> None:
     """The same bits as a CPU's."""
     assert torch.equal(words_by_triton(1000, "cpu", **stream), random_words(1000, **stream))
+
+
+def check_shared_step() -> None:
+    """Three steps on one number; the kernel's factors are float32."""
+    moments, expected = torch.zeros(2, 2, dtype=torch.float64)
+    for step, value in enumerate((3.0, -1e-4, 0.0)):
+        total = torch.tensor(value, dtype=torch.float64)
+        taken = shared_step_triton(total, moments, 0.05, BETAS, step)
+        exact = shared_step_reference(total, expected, 0.05, BETAS, step)
+        torch.testing.assert_close(taken, exact, rtol=1e-6, atol=0)
+        torch.testing.assert_close(moments, expected, rtol=1e-6, atol=0)
 
 
 def check_adam(count: int, offset: int, logits_dtype: torch.dtype, grad_dtype: torch.dtype, seed: int) -> None:
@@ -143,6 +156,7 @@ def check_counts(dtype: torch.dtype) -> None:
         assert torch.equal(low, expected)
 
 
+check_shared_step()
 check_words(seed=5, layer=7, step=1, offset=0)
 check_words(seed=(1 << 64) - 1, layer=(1 << 32) - 1, step=(1 << 32) - 1, offset=(1 << 40) + 3)
 check_adam(3000, 0, torch.float32, torch.float32, seed=1)
