@@ -123,16 +123,21 @@ class SharedSteps:
             return 0.0
         if _is_waited_for(grad):
             total = self._total(grad.sum(dtype=torch.float64))
-            known = self.moments.get(layer, (0.0, 0.0))
-            moments = known if isinstance(known, Tensor) else torch.tensor(known, dtype=torch.float64).to(grad.device)
-            self.moments[layer] = moments
-            return shared_step(total, moments, self.rate * rate, self.betas, step)
+            return shared_step(total, self._moments_on(grad.device, layer), self.rate * rate, self.betas, step)
         g = float(self._total(grad.sum(dtype=torch.float32).double()))
         (beta1, beta2), (m, v) = self.betas, map(float, self.moments.get(layer, (0.0, 0.0)))
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         self.moments[layer] = m, v
         unbiased_m, unbiased_v = m / (1 - beta1 ** (step + 1)), v / (1 - beta2 ** (step + 1))
         return self.rate * rate * unbiased_m / (math.sqrt(unbiased_v) + EPS)
+
+    def _moments_on(self, device: torch.device, layer: int) -> Tensor:
+        known = self.moments.get(layer)
+        if not isinstance(known, Tensor):
+            # Filled on the device: a copy of numbers from the host would wait for it. A run that continues copies once.
+            made = torch.zeros(2, dtype=torch.float64, device=device)
+            known = self.moments[layer] = made if known is None else made.copy_(torch.tensor(known))
+        return known
 
 
 class Updater:

@@ -63,12 +63,12 @@ def test_a_hang_ends_in_a_new_process_with_the_steps_that_are_left(tmp_path, no_
     assert again.goes_on[1] == 2  # the check that failed before, and the step that hung
 
 
-def test_settings_grow_with_the_budget():
-    few, many = budgets.settings_for(300_000, 512, 0.01), budgets.settings_for(10_000_000, 512, 0.01)
+def test_settings_follow_from_the_budget():
+    few, many, more = (budgets.settings_for(n, 512, 0.01) for n in (300_000, 9_300_000, 50_000_000))
     assert (few.batch_rows, few.steps) == (4, 146)
-    assert few.batch_rows < many.batch_rows
-    assert few.steps < many.steps
-    for tokens, settings in ((300_000, few), (10_000_000, many)):
+    assert (many.batch_rows, many.steps) == (121, 150)
+    assert (more.batch_rows, more.steps) == (128, 763)
+    for tokens, settings in ((300_000, few), (9_300_000, many), (50_000_000, more)):
         assert settings.steps * settings.batch_rows * 512 == pytest.approx(tokens, rel=0.01)
 
 
