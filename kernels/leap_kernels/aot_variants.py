@@ -18,6 +18,7 @@ from leap_kernels import (
     unpack_bitmap_triton,
     unpack_idx8_triton,
 )
+from leap_kernels.idx8 import PANEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ def _gemv_bitmap(dtype: str, config: gemv_bitmap_triton.Config) -> Variant:
 
 def _gemv_idx8(config: gemv_idx8_triton.Config, batch: int) -> Variant:
     chunks = config.warps * config.chunks_per_warp
+    count = {"count": "i32"} if batch > 1 else {}
     return Variant(
         kernel=gemv_idx8_triton.gemv_idx8_kernel,
         pointers={
@@ -83,19 +85,20 @@ def _gemv_idx8(config: gemv_idx8_triton.Config, batch: int) -> Variant:
             "bias_ptr": "*bf16",
             "y_ptr": "*bf16",
         },
-        scalars={"rows": "i32", "columns": "i32"},
+        scalars={"rows": "i32", "columns": "i32", "panels": "i32", **count},
         aligned=("rows", "columns"),
         constants={
-            "passes": 1,  # as a launch makes a constant of any size of 1
+            **({} if count else {"count": 1}),  # as a launch makes a constant of any size of 1
+            "passes": 1,
             "BATCH": batch,
             "HAS_BIAS": False,
+            "PANEL": PANEL,
             "CHUNKS": chunks,
             "PREFETCH": config.prefetch,
-            "STAGES": config.stages,
         },
         warps=config.warps,
         weights=chunks * 4 * 64 * 2,
-        vector_loads={"cuda": 3, "hip": 1},  # 16 values and 16 indices; half of them on warps of 64
+        vector_loads={"cuda": 4, "hip": 1},  # 16 values and 16 indices, 8 columns of x; half of them on warps of 64
         max_registers=96 if batch == 1 else 168,
     )
 
@@ -120,9 +123,13 @@ def _unpack_bitmap() -> Variant:
         pointers={"dense_ptr": "*bf16", **_MATRIX, "vals_ptr": "*bf16"},
         scalars={"rows": "i32", "columns": "i32", "groups": "i32"},
         aligned=("columns",),
-        constants={"HAS_ROW_BASE": False, "BLOCK_ROWS": unpack_bitmap_triton._BLOCK_ROWS},
+        constants={
+            "HAS_ROW_BASE": False,
+            "BLOCK_ROWS": unpack_bitmap_triton._BLOCK_ROWS,
+            "BLOCK_GROUPS": unpack_bitmap_triton._BLOCK_GROUPS,
+        },
         warps=unpack_bitmap_triton._WARPS,
-        weights=unpack_bitmap_triton._BLOCK_ROWS * 128,
+        weights=unpack_bitmap_triton._BLOCK_ROWS * unpack_bitmap_triton._BLOCK_GROUPS * 128,
         vector_loads={"cuda": 1, "hip": 0},  # the words of a group
         max_registers=96,
     )
@@ -138,9 +145,9 @@ def _unpack_idx8() -> Variant:
             "index_ptr": "*u8",
             "vals_ptr": "*bf16",
         },
-        scalars={"rows": "i32", "columns": "i32"},
+        scalars={"rows": "i32", "columns": "i32", "panels": "i32"},
         aligned=("columns",),
-        constants={"CHUNKS": unpack_idx8_triton._CHUNKS},
+        constants={"PANEL": PANEL, "CHUNKS": unpack_idx8_triton._CHUNKS},
         warps=unpack_idx8_triton._WARPS,
         weights=unpack_idx8_triton._CHUNKS * 4 * 64 * 2,
         vector_loads={"cuda": 2, "hip": 0},  # values and indices
@@ -291,6 +298,7 @@ VARIANTS: dict[str, Variant] = {
 }
 for _warps in (2, 4, 8):  # those that the heuristics choose
     VARIANTS[f"gemv_bitmap bfloat16 {_warps} warps"] = _gemv_bitmap("*bf16", gemv_bitmap_triton.Config(_warps))
+for _warps in (8, 16):
     VARIANTS[f"gemv_idx8 x1 {_warps} warps"] = _gemv_idx8(gemv_idx8_triton.Config(_warps), 1)
-VARIANTS["gemv_idx8 x4 4 warps"] = _gemv_idx8(gemv_idx8_triton.Config(4), 4)
+VARIANTS["gemv_idx8 x4 16 warps"] = _gemv_idx8(gemv_idx8_triton.Config(16), 4)
 VARIANTS["spmm_bitmap x16 2 warps"] = _spmm_bitmap(2, 32, 16)

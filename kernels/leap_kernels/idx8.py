@@ -5,10 +5,12 @@ quarter of its instructions, which is what counts where memory outruns the instr
 :mod:`leap_kernels.dispatch`.
 
 A row's kept values are cut into chunks of up to 64, from the left. A chunk ends early where its next value would lie
-255 columns or more to the right of its first; 4 neighbouring rows get the same number of chunks. With B = ceil(N / 4)
-blocks of rows and C chunks for every row of a block, counted over the blocks, the chunks lie in the order [C, 4 rows]:
+255 columns or more to the right of its first, or in another panel of 4096 columns; 4 neighbouring rows get the same
+number of chunks in a panel. With B = ceil(N / 4) blocks of rows, P = ceil(K / 4096) panels and C chunks for every row
+of a block, counted over blocks and panels, the chunks lie in the order [C, 4 rows]:
 
-    start     int32  [B + 1]       block b has the chunks [start[b], start[b + 1]) of each of its 4 rows
+    start     int32  [B * P + 1]   block b has the chunks [start[b * P + p], start[b * P + p + 1]) of each of its 4 rows
+                                   in panel p
     base      uint16 [C, 4]        column of the chunk's first value; 0 for a chunk without values
     index     uint8  [C, 4, 64]    column minus base; 255 = padding
     vals      [C, 4, 64]           kept values; +0 for padding
@@ -26,6 +28,7 @@ from leap_kernels.bmp128 import BMP128, pack
 CHUNK = 64
 BLOCK_ROWS = 4
 PADDING_INDEX = 255
+PANEL = 4096  # columns whose x fits in a part of a GPU's shared memory
 MAX_COLUMNS = 2**16  # what a base of 16 bits addresses
 
 
@@ -44,6 +47,10 @@ class IDX8:
         return int((self.index != PADDING_INDEX).sum())
 
     @property
+    def panels(self) -> int:
+        return -(-self.shape[1] // PANEL)
+
+    @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
@@ -51,8 +58,8 @@ class IDX8:
         """(which slots hold a value: bool [C, 4, 64]; their places in the row-major matrix: int64 [nnz])."""
         chunks = self.base.shape[0]
         device = self.base.device
-        block = torch.searchsorted(self.start[1:].contiguous(), torch.arange(chunks, device=device), right=True)
-        row = block[:, None] * BLOCK_ROWS + torch.arange(BLOCK_ROWS, device=device)
+        part = torch.searchsorted(self.start[1:].contiguous(), torch.arange(chunks, device=device), right=True)
+        row = (part // self.panels)[:, None] * BLOCK_ROWS + torch.arange(BLOCK_ROWS, device=device)
         first = row * self.shape[1] + self.base.to(torch.int64)
         held = self.index != PADDING_INDEX
         return held, (first[..., None] + self.index)[held]
@@ -86,28 +93,28 @@ class IDX8:
         return pack(self.unpack(), self.mask())
 
 
-def _chunk_bounds(places: Tensor, row_ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Where chunks start among the kept values, and their row.
+def _chunk_bounds(places: Tensor, part_ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Where chunks start among the kept values, and their part: a row's columns in one panel.
 
-    places: int64 [nnz], sorted places of the kept values in the row-major matrix; row_ends: int64 [N], how many of them
-    lie in the rows up to and including this one. Returns two int64 [chunks], sorted by start.
+    places: int64 [nnz], sorted places of the kept values in the row-major matrix; part_ends: int64 [parts], how many of
+    them lie in the parts up to and including this one. Returns two int64 [chunks], sorted by start.
 
-    The loop takes one chunk of every row at a time, so it runs as often as the fullest row has chunks.
+    The loop takes one chunk of every part at a time, so it runs as often as the fullest part has chunks.
     """
-    position = torch.cat([row_ends.new_zeros(1), row_ends])[:-1]
-    row = torch.arange(row_ends.numel(), device=places.device)
-    starts, rows = [position[:0]], [row[:0]]
+    position = torch.cat([part_ends.new_zeros(1), part_ends])[:-1]
+    part = torch.arange(part_ends.numel(), device=places.device)
+    starts, parts = [position[:0]], [part[:0]]
     while True:
-        open_ = position < row_ends[row]
-        position, row = position[open_], row[open_]
+        open_ = position < part_ends[part]
+        position, part = position[open_], part[open_]
         if position.numel() == 0:
             break
         starts.append(position)
-        rows.append(row)
+        parts.append(part)
         reach = torch.searchsorted(places, places[position] + PADDING_INDEX)
-        position = torch.minimum(position + CHUNK, torch.minimum(reach, row_ends[row]))
+        position = torch.minimum(position + CHUNK, torch.minimum(reach, part_ends[part]))
     start, order = torch.cat(starts).sort()
-    return start, torch.cat(rows)[order]
+    return start, torch.cat(parts)[order]
 
 
 def from_bmp128(packed: BMP128) -> IDX8:
@@ -121,19 +128,25 @@ def from_bmp128(packed: BMP128) -> IDX8:
     device = packed.vals.device
     mask = packed.mask()
     places = mask.view(-1).nonzero().view(-1)
-    row_ends = mask.sum(dim=1).cumsum(0)
-    chunk_start, chunk_row = _chunk_bounds(places, row_ends)
+    panels, blocks = -(-columns // PANEL), -(-rows // BLOCK_ROWS)
+    borders = torch.arange(rows, device=device)[:, None] * columns + torch.arange(panels, device=device) * PANEL
+    # A part starts where the one before ends.
+    part_ends = torch.searchsorted(places, torch.cat([borders.view(-1)[1:], borders.new_full((1,), mask.numel())]))
+    chunk_start, chunk_part = _chunk_bounds(places, part_ends[: borders.numel()])
+    chunk_row, chunk_panel = chunk_part // max(1, panels), chunk_part % max(1, panels)
 
-    blocks = -(-rows // BLOCK_ROWS)
-    per_row = torch.bincount(chunk_row, minlength=blocks * BLOCK_ROWS)
-    per_block = per_row.view(blocks, BLOCK_ROWS).amax(dim=1) if blocks else per_row
-    start = torch.cat([per_block.new_zeros(1), per_block.cumsum(0)])
+    # Chunks of each part, as [blocks, panels, 4 rows]: the order they are stored in.
+    stored_part = (chunk_row // BLOCK_ROWS * panels + chunk_panel) * BLOCK_ROWS + chunk_row % BLOCK_ROWS
+    per_part = torch.bincount(stored_part, minlength=blocks * panels * BLOCK_ROWS).view(-1, BLOCK_ROWS)
+    longest = per_part.amax(dim=1) if len(per_part) else per_part.view(-1)
+    start = torch.cat([longest.new_zeros(1), longest.cumsum(0)])
     chunks = int(start[-1])
 
-    within_row = torch.arange(chunk_row.numel(), device=device) - (per_row.cumsum(0) - per_row)[chunk_row]
-    slot = (start[chunk_row // BLOCK_ROWS] + within_row) * BLOCK_ROWS + chunk_row % BLOCK_ROWS
+    counts = torch.bincount(chunk_part, minlength=borders.numel())
+    within_part = torch.arange(chunk_part.numel(), device=device) - (counts.cumsum(0) - counts)[chunk_part]
+    slot = (start[stored_part // BLOCK_ROWS] + within_part) * BLOCK_ROWS + chunk_row % BLOCK_ROWS
     length = torch.diff(chunk_start, append=chunk_start.new_full((1,), places.numel()))
-    chunk = torch.repeat_interleave(torch.arange(chunk_row.numel(), device=device), length)
+    chunk = torch.repeat_interleave(torch.arange(chunk_part.numel(), device=device), length)
     target = slot[chunk] * CHUNK + torch.arange(places.numel(), device=device) - chunk_start[chunk]
 
     base = torch.zeros(chunks * BLOCK_ROWS, dtype=torch.int32, device=device)

@@ -13,7 +13,8 @@ from leap_kernels.bmp128 import BMP128
 from leap_kernels.triton_bitmap import join_columns, kept, lane_bits, lane_values, load_group
 from leap_kernels.triton_launch import Launcher
 
-_BLOCK_ROWS = 8  # 8 rows x 16 lanes: one group of columns for 4 warps, a vector of 16 bytes to store for each lane
+_BLOCK_ROWS = 8
+_BLOCK_GROUPS = 4  # 8 rows x 4 groups x 16 lanes: 4 vectors of 16 bytes for each of 128 threads to store
 _WARPS = 4
 
 
@@ -29,21 +30,25 @@ def unpack_bitmap_kernel(
     groups,
     HAS_ROW_BASE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
 ):
-    out_row = (tl.program_id(0) // groups).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    LANES: tl.constexpr = 16  # per group
+    across = tl.cdiv(groups, BLOCK_GROUPS)
+    out_row = tl.program_id(0) // across * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = tl.minimum(out_row, rows - 1)[:, None]
-    group = tl.program_id(0) % groups
-    lane = tl.arange(0, 16)[None, :]
+    first_group = tl.program_id(0) % across * BLOCK_GROUPS
+    position = tl.arange(0, BLOCK_GROUPS * LANES)[None, :]
+    group = tl.minimum(first_group + position // LANES, groups - 1)
     vals = vals_ptr + tl.load(row_base_ptr + row) if HAS_ROW_BASE else vals_ptr
-    quad, off = load_group(bits_ptr, off_ptr, row * groups + group + tl.zeros_like(lane))
-    octet, rank = lane_bits(quad, off, lane, True)
+    quad, off = load_group(bits_ptr, off_ptr, row.to(tl.int64) * groups + group)
+    octet, rank = lane_bits(quad, off, position % LANES, True)
     values = lane_values(vals, rank, octet)
     tile = ()
     for k in tl.static_range(8):
         tile = tile + (tl.where(kept(octet, k), values[k], 0.0),)  # type: ignore[assignment]  # noqa: RUF005
-    column = group * 128 + tl.arange(0, 128)[None, :]
+    column = first_group * 128 + tl.arange(0, BLOCK_GROUPS * 128)[None, :]
     inside = (out_row[:, None] < rows) & (column < columns)
-    tl.store(dense_ptr + out_row[:, None] * columns + column, join_columns(tile), mask=inside)
+    tl.store(dense_ptr + out_row[:, None].to(tl.int64) * columns + column, join_columns(tile), mask=inside)
 
 
 _launch = Launcher(unpack_bitmap_kernel)
@@ -55,10 +60,10 @@ def unpack_bitmap_triton(weight: BMP128) -> Tensor:
     groups = weight.bits.shape[1]
     dense = torch.empty(rows, columns, dtype=weight.vals.dtype, device=weight.vals.device)
     _launch(
-        triton.cdiv(rows, _BLOCK_ROWS) * groups,
+        triton.cdiv(rows, _BLOCK_ROWS) * triton.cdiv(groups, _BLOCK_GROUPS),
         (dense, weight.bits, weight.off, weight.off if weight.row_base is None else weight.row_base, weight.vals),
         (rows, columns, groups),
-        (weight.row_base is not None, _BLOCK_ROWS),
+        (weight.row_base is not None, _BLOCK_ROWS, _BLOCK_GROUPS),
         _WARPS,
     )
     return dense

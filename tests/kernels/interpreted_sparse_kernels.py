@@ -4,7 +4,7 @@ starts it. Products are compared with float64, unpacked matrices bit for bit."""
 import torch
 from leap_kernels import bmp128, gemv_bitmap_triton, gemv_idx8_triton, pack, spmm_bitmap_triton
 from leap_kernels.gemv_idx8_triton import gemv_idx8_reference
-from leap_kernels.idx8 import from_bmp128
+from leap_kernels.idx8 import PANEL, from_bmp128
 from leap_kernels.sparse_linear import sparse_linear_reference
 from leap_kernels.unpack_bitmap_triton import unpack_bitmap_triton
 from leap_kernels.unpack_idx8_triton import unpack_idx8_triton
@@ -88,6 +88,12 @@ check_gemv(rows_of_x(2, packed), packed)
 packed = matrix(5, 300, torch.bfloat16, "half")
 for config in gemv_idx8_triton.candidates():
     check_idx8(rows_of_x(1, packed), packed, config)
+# More than one panel of columns: a full row, an empty one, the rest with one value in one of them.
+packed = matrix(5, PANEL + 129, torch.bfloat16, "edges")
+for batch, config in ((1, None), (2, gemv_idx8_triton.Config(4, 2, True)), (1, gemv_idx8_triton.Config(16, 4))):
+    check_idx8(rows_of_x(batch, packed), packed, config)
+check_unpacked(packed)
+packed = matrix(5, 300, torch.bfloat16, "half")
 for config in gemv_bitmap_triton.candidates():
     check_gemv(rows_of_x(1, packed), packed, config)
 packed = matrix(17, 1200, torch.float16, "half")  # more groups than splits, two tiles of rows

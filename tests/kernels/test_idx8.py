@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_kernels import bmp128, pack
-from leap_kernels.idx8 import BLOCK_ROWS, CHUNK, PADDING_INDEX, from_bmp128
+from leap_kernels.idx8 import BLOCK_ROWS, CHUNK, PADDING_INDEX, PANEL, from_bmp128
 
 INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -90,6 +90,36 @@ def test_layout_of_an_example():
     assert (matrix.index[1, 0, 0], matrix.vals[1, 0, 0]) == (0, 3)
     assert (matrix.index[0, 1, 0], matrix.vals[0, 1, 0]) == (0, 4)
     assert matrix.nnz == 4
+
+
+def test_no_chunk_crosses_a_panel():
+    """Two rows of two panels, kept: the last 2 columns of the first panel and the first 2 of the second in row 1."""
+    weight = torch.zeros(2, PANEL + 7)
+    weight[1, PANEL - 2 : PANEL + 2] = torch.arange(1.0, 5.0)
+    weight[0, PANEL + 6] = 5
+    matrix = from_bmp128(pack(weight))
+    assert matrix.start.tolist() == [0, 1, 2]
+    assert matrix.base.tolist() == [[0, PANEL - 2, 0, 0], [PANEL + 6, PANEL, 0, 0]]
+    assert matrix.index[:, 1, :3].tolist() == [[0, 1, 255], [0, 1, 255]]
+    assert matrix.vals[:, :2, :2].tolist() == [[[0, 0], [1, 2]], [[5, 0], [3, 4]]]
+    assert torch.equal(matrix.unpack(), weight)
+    assert matrix.nnz == 5
+
+
+def test_panels_of_blocks():
+    """Blocks of rows with other numbers of chunks in each of three panels, the last one of a single column."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.rand(9, 3, generator=generator).repeat_interleave(PANEL, dim=1)[:, : 2 * PANEL + 1]
+    mask = torch.rand(9, 2 * PANEL + 1, generator=generator) < level
+    packed = pack(torch.rand(9, 2 * PANEL + 1, generator=generator), mask)
+    matrix = from_bmp128(packed)
+    assert matrix.start.numel() == 3 * 3 + 1
+    assert torch.equal(matrix.mask(), mask)
+    assert same_bits(matrix.unpack(), packed.unpack())
+    panel = torch.repeat_interleave(torch.arange(9) % 3, torch.diff(matrix.start).long())[:, None, None]
+    held = matrix.index != PADDING_INDEX
+    column = matrix.base.long()[..., None] + matrix.index
+    assert (column // PANEL == panel)[held].all()
 
 
 @pytest.mark.parametrize(("equal_rows", "most"), [(True, 1.532), (False, 1.57)])
