@@ -148,9 +148,12 @@ def gemv_idx8_kernel(
 _launch = Launcher(gemv_idx8_kernel)
 
 
-def default_config(rows: int) -> Config:
-    """For a matrix of so many rows: a model, as many warps as keep 30 KB in flight on each of 132 SMs."""
-    return Config(16) if rows <= 2048 else Config(8)
+def default_config(rows: int, batch: int = 1) -> Config:
+    """For a matrix of so many rows, and rows of x in a pass: a model.
+
+    As many warps as keep 30 KB in flight on each of 132 SMs; more of them share the words that several rows of x make.
+    """
+    return Config(16) if rows <= 2048 or batch > 1 else Config(8)
 
 
 def candidates() -> list[Config]:
@@ -173,7 +176,7 @@ def gemv_idx8_triton(x: Tensor, weight: IDX8, bias: Tensor | None = None, config
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
     batch = 1 if count == 1 else min(MAX_WORD // x.element_size(), triton.next_power_of_2(count))
     passes = -(-count // batch)
-    warps, chunks_per_warp, prefetch = default_config(rows) if config is None else config
+    warps, chunks_per_warp, prefetch = default_config(rows, batch) if config is None else config
     _launch(
         -(-rows // BLOCK_ROWS) * passes,
         (x, weight.start, weight.base, weight.index, weight.vals, x if bias is None else bias, y),

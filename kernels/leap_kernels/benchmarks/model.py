@@ -2,7 +2,7 @@
 
     python -m leap_kernels.benchmarks.model
 
-microseconds = max(bytes / bandwidth, instructions / issue, lookups of x / first-level cache) + start. Bandwidths are
+microseconds = max(bytes / bandwidth, instructions / issue, lookups of x / shared memory) + start. Bandwidths are
 those of a large copy measured on such a card; instructions are those of ``aot_table.json`` for sm_90.
 """
 
@@ -32,14 +32,14 @@ GPUS = {"H100": Gpu(3.0e12), "H200": Gpu(4.3e12)}
 START = 2.5e-6  # of a kernel in a graph: its own start, the first loads' latency twice, the last sums. A guess
 ISSUE = 128  # thread-instructions per clock and SM
 FILL = 0.75  # of them that are filled. A guess
-# Clocks that 32 lookups of x in the first-level cache take: the fullest of its 32 banks gets that many of them. For 4
+# Clocks that 32 lookups of x in shared memory take: the fullest of its 32 banks gets that many of them. For 4
 # rows of x as one word of 8 bytes, half of the lookups at a time over 16 pairs of banks.
 LOOKUP = {1: 3.5, 2: 3.5, 4: 6.2}
 # Instructions per weight: of the matrix whatever is kept (the bitmap's), or for half density, in proportion to what is
 # kept (IDX8's), by rows of x in a pass.
 BITMAP_INSTRUCTIONS = 10.4
 SPMM_INSTRUCTIONS = 17.0
-IDX8_INSTRUCTIONS = {1: 5.9, 2: 7.3, 4: 10.1}
+IDX8_INSTRUCTIONS = {1: 7.0, 2: 9.0, 4: 13.3}
 
 
 def bytes_per_weight(sparsity: float, matrix_format: str) -> float:
@@ -79,7 +79,7 @@ def predict(shape: tuple[int, int], sparsity: float, matrix_format: str, gpu: st
         kept = weights * (1 - sparsity) * passes
         instructions = kept * 2 * IDX8_INSTRUCTIONS[batch]
         seconds = _seconds(packed, instructions, kept / 32 * LOOKUP[batch], card)
-        return (seconds + START * (2 if rows > 1 else 1)) * 1e6  # x is interleaved before
+        return (seconds + START) * 1e6
     if op == "gemv_bitmap_triton":
         return (_seconds(packed, weights * BITMAP_INSTRUCTIONS, weights / 32, card) + START) * 1e6
     return (_seconds(packed, weights * SPMM_INSTRUCTIONS, weights / 32, card) + 2 * START) * 1e6  # and adds the parts
