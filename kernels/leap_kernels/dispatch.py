@@ -19,7 +19,7 @@ MAX_ROWS_GEMV = 4  # for float32, which they would round: the GEMV for each row,
 MAX_ROWS_IDX8 = 8
 
 # Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value, not measured. At half density and
-# 2-byte values IDX8 takes 1.55 bytes and 4.2 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per
+# 2-byte values IDX8 takes 1.55 bytes and 6.6 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per
 # clock they cost the same at 17 bytes per clock; 8 supposes that half of the issue slots are filled. By data sheets:
 # RTX 4090 3, RTX 3090 7, A100 10 to 13, H100 13, B200 27.
 IDX8_BYTES_PER_CLOCK = 8.0

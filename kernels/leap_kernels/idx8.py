@@ -1,7 +1,7 @@
 """IDX8-64: a sparse matrix format with one byte of column index per value, derived from BMP128 when a model is loaded.
 
-It reads more bytes than BMP128 (1.52 to 1.57 per weight at half density and 2-byte values, against 1.16) and takes a
-quarter of its instructions, which is what counts where memory outruns the instructions of a GPU: see
+It reads more bytes than BMP128 (1.52 to 1.57 per weight at half density and 2-byte values, against 1.16) and takes
+three fifths of its instructions, which is what counts where memory outruns the instructions of a GPU: see
 :mod:`leap_kernels.dispatch`.
 
 A row's kept values are cut into chunks of up to 64, from the left. A chunk ends early where its next value would lie
