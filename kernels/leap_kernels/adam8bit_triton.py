@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from leap_kernels.triton_launch import Launcher
 from leap_kernels.triton_noise import divide, has_fast_math, random_words, round_to_bf16
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ def grid_value(code):
 
     The whole octaves are added to the exponent: in the sum, fp32 would lose five bits of what is left over.
     """
-    twelfths = code + 11
-    octave = (twelfths * 43691) >> 19  # twelfths // 12
-    power = tl.exp2((twelfths - 12 * octave).to(tl.float32) * 0.08333333333333333)
-    bits = power.to(tl.int32, bitcast=True) + ((octave - 69) << 23)
+    octave = (code * 43691 + (11 * 43691 - (69 << 19))) >> 19  # (code - 1) // 12 - 68
+    power = tl.exp2((code - 817 - 12 * octave).to(tl.float32) * 0.08333333333333333)
+    bits = power.to(tl.int32, bitcast=True) + (octave << 23)
     return tl.where(code > 0, bits.to(tl.float32, bitcast=True), 0.0)
 
 
@@ -62,23 +61,27 @@ def pack_moments(m, v, unit, words, FAST_MATH: tl.constexpr):
     return (code * 64 + multiple - 32768).to(tl.int16)
 
 
-@triton.jit(do_not_specialize=["seed", "layer", "step"])
+_NUMBERS = ["first_block", "seed", "layer", "step", "unit", "beta1", "beta2", "rate", "root_scale", "shift"]
+
+
+@triton.jit(do_not_specialize=["shift_ptr", *_NUMBERS])
 def adam8bit_kernel(
     logits_ptr,
     grad_ptr,
     moments_ptr,
+    shift_ptr,  # [1]; read only if SHIFT_IN_MEMORY, else shift is what it would point to
     count,
-    first_block,
     skip,  # elements of first_block that belong to the weights before this slice
-    seed,
-    layer,
-    step,
-    unit,
-    beta1,
-    beta2,
-    rate,  # divided by the bias correction of m
-    root_scale,  # one over the root of the bias correction of v
-    shift,  # a number, or a pointer to one
+    first_block: tl.int64,
+    seed: tl.uint64,
+    layer: tl.uint32,
+    step: tl.uint32,
+    unit: tl.float32,
+    beta1: tl.float32,
+    beta2: tl.float32,
+    rate: tl.float32,  # divided by the bias correction of m
+    root_scale: tl.float32,  # one over the root of the bias correction of v
+    shift: tl.float32,
     SHIFT_IN_MEMORY: tl.constexpr,
     FAST_MATH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -90,11 +93,13 @@ def adam8bit_kernel(
     grad = tl.load(grad_ptr + local, mask=valid, other=0.0).to(tl.float32)
     bits = tl.load(moments_ptr + local, mask=valid, other=0).to(tl.int32) + 32768
     old = grid_value(bits >> 6)
-    m = ((bits & 63) - 32).to(tl.float32) * unit * tl.sqrt(old) * beta1 + grad * (1.0 - beta1)
+    # The multiple becomes the lowest bits of a number near 2**23.
+    multiple = ((bits & 63) | 0x4B000000).to(tl.float32, bitcast=True) - 8388640.0
+    m = multiple * tl.sqrt(old) * (unit * beta1) + grad * (1.0 - beta1)
     v = old * beta2 + grad * grad * (1.0 - beta2)
     tl.store(moments_ptr + local, pack_moments(m, v, unit, words, FAST_MATH), mask=valid)
     moved = tl.load(logits_ptr + local, mask=valid, other=0.0).to(tl.float32)
-    shared = tl.load(shift).to(tl.float32) if SHIFT_IN_MEMORY else shift
+    shared = tl.load(shift_ptr).to(tl.float32) if SHIFT_IN_MEMORY else shift
     moved -= rate * divide(m, tl.sqrt(v) * root_scale + 1e-8, FAST_MATH) + shared
     if logits_ptr.dtype.element_ty == tl.bfloat16:
         tl.store(logits_ptr + local, round_to_bf16(moved, words >> 16), mask=valid)
@@ -102,18 +107,22 @@ def adam8bit_kernel(
         tl.store(logits_ptr + local, moved, mask=valid)
 
 
+_launch = Launcher(adam8bit_kernel)
+
+
 def adam8bit_triton(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) -> None:
     """:func:`leap_kernels.adam8bit.adam8bit` for tensors that fit."""
-    skip = s.offset & 3
+    skip, count = s.offset & 3, logits.numel()
     correction1, correction2 = s.corrections
-    with torch.cuda.device_of(logits):
-        adam8bit_kernel[(triton.cdiv(skip + logits.numel(), _BLOCK),)](
-            logits,
-            grad.contiguous(),
-            moments,
-            logits.numel(),
+    shift = s.shift if isinstance(s.shift, Tensor) else None
+    _launch(
+        -(-(skip + count) // _BLOCK),
+        (logits, grad.contiguous(), moments),
+        (count, skip),
+        (shift is not None, has_fast_math(logits), _BLOCK),
+        4,
+        numbers=(
             s.offset >> 2,
-            skip,
             s.seed,
             s.layer,
             s.step,
@@ -121,8 +130,8 @@ def adam8bit_triton(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) 
             *s.betas,
             s.rate / correction1,
             1 / math.sqrt(correction2),
-            s.shift,
-            SHIFT_IN_MEMORY=isinstance(s.shift, Tensor),
-            FAST_MATH=has_fast_math(logits),
-            BLOCK=_BLOCK,
-        )
+            s.shift if shift is None else 0.0,
+        ),
+        singles=(logits if shift is None else shift,),
+        types=(logits.dtype, grad.dtype, None if shift is None else shift.dtype),
+    )

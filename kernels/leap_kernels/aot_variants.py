@@ -155,31 +155,36 @@ def _unpack_idx8() -> Variant:
     )
 
 
-def _mask(kernel: triton.JITFunction, pointers: dict[str, str], block: int, vector_loads: dict[str, int]) -> Variant:
-    scalars = {"count": "i64", "first_block": "i64", "skip": "i32", "seed": "i64", "layer": "i32", "step": "i32"}
+_PLACE = {"count": "i64", "skip": "i32", "first_block": "i64", "seed": "u64", "layer": "u32", "step": "u32"}
+
+
+def _mask(
+    kernel: triton.JITFunction,
+    pointers: dict[str, str],
+    config: mask_forward_triton.Config,
+    vector_loads: dict[str, int],
+    extra: dict[str, Any],
+) -> Variant:
     return Variant(
         kernel=kernel,
         pointers=pointers,
-        scalars={**scalars, "scale": "fp32", "inverse_temperature": "fp32"},
+        scalars={**_PLACE, "scale": "fp32", "inverse_temperature": "fp32"},
         aligned=("count", "skip"),
-        constants={"NOISE": True, "FAST_MATH": True, "BLOCK": block},
+        constants={"NOISE": True, "FAST_MATH": True, "BLOCK": config.block, **extra},
         backend_constants={"hip": {"FAST_MATH": False}},
-        warps=4,
-        weights=block,
+        warps=config.warps,
+        weights=config.block,
         vector_loads=vector_loads,
         max_registers=96,
     )
 
 
-_STREAM = {"count": "i64", "first_block": "i64", "skip": "i32", "seed": "i64", "layer": "i64", "step": "i32"}
-
-
 def _adam8bit(dtype: str, vector_loads: dict[str, int]) -> Variant:
-    numbers = ("unit", "beta1", "beta2", "rate", "root_scale")
+    numbers = ("unit", "beta1", "beta2", "rate", "root_scale", "shift")
     return Variant(
         kernel=adam8bit_triton.adam8bit_kernel,
-        pointers={"logits_ptr": dtype, "grad_ptr": dtype, "moments_ptr": "*i16"},
-        scalars={**_STREAM, **dict.fromkeys(numbers, "fp32"), "shift": "*fp64"},
+        pointers={"logits_ptr": dtype, "grad_ptr": dtype, "moments_ptr": "*i16", "shift_ptr": "*fp64"},
+        scalars={**_PLACE, **dict.fromkeys(numbers, "fp32")},
         aligned=("count", "skip"),
         constants={"SHIFT_IN_MEMORY": True, "FAST_MATH": True, "BLOCK": adam8bit_triton._BLOCK},
         backend_constants={"hip": {"FAST_MATH": False}},
@@ -194,7 +199,7 @@ def _add_stochastic() -> Variant:
     return Variant(
         kernel=add_stochastic_triton.add_stochastic_kernel,
         pointers={"total_ptr": "*bf16", "term_ptr": "*bf16"},
-        scalars=_STREAM,
+        scalars={"count": "i64", "first_block": "i64", "skip": "i32", "seed": "i64", "layer": "i64", "step": "i32"},
         aligned=("count", "skip"),
         constants={"BLOCK": add_stochastic_triton._BLOCK},
         warps=4,
@@ -255,10 +260,10 @@ def _output_losses_backward() -> Variant:
 def _radix_counts() -> Variant:
     return Variant(
         kernel=radix_counts_triton.radix_counts_kernel,
-        pointers={"values_ptr": "*fp32", "counts_ptr": "*i64"},
+        pointers={"values_ptr": "*fp32", "counts_ptr": "*i32"},
         scalars={"count": "i64", "upper": "i32"},
         aligned=("count",),
-        constants={"HIGH": True, "BLOCK": radix_counts_triton._BLOCK},
+        constants={"HIGH": True, "COPIES": radix_counts_triton._COPIES, "BLOCK": radix_counts_triton._BLOCK},
         warps=4,
         weights=radix_counts_triton._BLOCK,
         vector_loads={"cuda": 2, "hip": 0},
@@ -280,8 +285,9 @@ VARIANTS: dict[str, Variant] = {
     "mask_forward bfloat16": _mask(
         mask_forward_triton.mask_forward_kernel,
         {"weight_ptr": "*bf16", "logits_ptr": "*fp32", "out_ptr": "*bf16", "partial_ptr": "*fp32"},
-        mask_forward_triton._BLOCK,
-        {"cuda": 6, "hip": 2},
+        mask_forward_triton.default_config(1 << 24),
+        {"cuda": 6, "hip": 0},
+        {"TILES": mask_forward_triton.default_config(1 << 24).tiles},
     ),
     "mask_backward bfloat16": _mask(
         mask_backward_triton.mask_backward_kernel,
@@ -289,11 +295,12 @@ VARIANTS: dict[str, Variant] = {
             "grad_ptr": "*bf16",
             "weight_ptr": "*bf16",
             "logits_ptr": "*fp32",
-            "stats_grad_ptr": "*fp32",
             "out_ptr": "*fp32",
+            "stats_grad_ptr": "*fp64",
         },
-        mask_backward_triton._BLOCK,
+        mask_forward_triton.Config(mask_backward_triton._BLOCK, 1, 4),
         {"cuda": 8, "hip": 2},
+        {},
     ),
 }
 for _warps in (2, 4, 8):  # those that the heuristics choose

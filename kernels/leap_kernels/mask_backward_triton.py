@@ -1,33 +1,35 @@
 """dL/dP of the sampled mask on a GPU; see :mod:`leap_kernels.mask_ops` for the contract."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from leap_kernels.mask_reference import MaskScalars
-from leap_kernels.triton_noise import has_fast_math, logistic_noise, sigmoid_and_slope
+from leap_kernels.triton_launch import Launcher
+from leap_kernels.triton_noise import has_fast_math, logistic_noise, sigmoid_and_slope, slope_of_sigmoid
 
 # Elements per program: four Philox blocks for each of 128 threads. Half of it costs a tenth more instructions per
 # weight, double it saves nothing (aot.py, sm_90).
 _BLOCK = 2048
 
 
-@triton.jit(do_not_specialize=["seed", "layer", "step"])
+@triton.jit(
+    do_not_specialize=["stats_grad_ptr", "first_block", "seed", "layer", "step", "scale", "inverse_temperature"]
+)
 def mask_backward_kernel(
     grad_ptr,
     weight_ptr,
     logits_ptr,
-    stats_grad_ptr,  # float32 [3]
     out_ptr,
+    stats_grad_ptr,  # [3]
     count,
-    first_block,
     skip,  # elements of first_block that belong to the weights before this shard
-    seed,
-    layer,
-    step,
-    scale,
-    inverse_temperature,
+    first_block: tl.int64,
+    seed: tl.uint64,
+    layer: tl.uint32,
+    step: tl.uint32,
+    scale: tl.float32,
+    inverse_temperature: tl.float32,
     NOISE: tl.constexpr,
     FAST_MATH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -43,34 +45,36 @@ def mask_backward_kernel(
         block = first_block + program * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
         z += logistic_noise(block, seed, layer, step, FAST_MATH)
     mask, slope = sigmoid_and_slope(z * inverse_temperature, FAST_MATH)
-    _, density_slope = sigmoid_and_slope(scaled, FAST_MATH)
-    grad_mask = (grad + 2.0 * tl.load(stats_grad_ptr + 1) * mask * weight) * weight + tl.load(stats_grad_ptr)
-    result = grad_mask * slope * (scale * inverse_temperature)
-    result += tl.load(stats_grad_ptr + 2) * density_slope * scale
+    of_mask = tl.load(stats_grad_ptr).to(tl.float32)
+    of_square = tl.load(stats_grad_ptr + 1).to(tl.float32) * 2.0
+    of_density = tl.load(stats_grad_ptr + 2).to(tl.float32) * scale
+    grad_mask = (grad + of_square * mask * weight) * weight + of_mask
+    result = grad_mask * slope * (scale * inverse_temperature) + of_density * slope_of_sigmoid(scaled, FAST_MATH)
     tl.store(out_ptr + local, result.to(out_ptr.dtype.element_ty), mask=valid)
+
+
+_launch = Launcher(mask_backward_kernel)
 
 
 def mask_backward_triton(
     grad_masked_weight: Tensor, weight: Tensor, logits: Tensor, stats_grad: Tensor, out: Tensor, scalars: MaskScalars
 ) -> None:
     """Write dL/dP to ``out``, which may be ``grad_masked_weight`` itself. stats_grad: [3]; all else of one shape."""
-    skip = scalars.offset & 3
-    with torch.cuda.device_of(weight):
-        mask_backward_kernel[(triton.cdiv(skip + weight.numel(), _BLOCK),)](
-            grad_masked_weight,
-            weight,
-            logits,
-            stats_grad.to(weight.device, torch.float32).contiguous(),
-            out,
-            weight.numel(),
+    skip, count = scalars.offset & 3, weight.numel()
+    _launch(
+        -(-(skip + count) // _BLOCK),
+        (grad_masked_weight, weight, logits, out),
+        (count, skip),
+        (scalars.noise, has_fast_math(weight), _BLOCK),
+        4,
+        numbers=(
             scalars.offset >> 2,
-            skip,
             scalars.seed,
             scalars.layer,
             scalars.step,
             scalars.scale,
             1 / scalars.temperature,
-            NOISE=scalars.noise,
-            FAST_MATH=has_fast_math(weight),
-            BLOCK=_BLOCK,
-        )
+        ),
+        singles=(stats_grad.to(weight.device).contiguous(),),
+        types=(grad_masked_weight.dtype, weight.dtype, logits.dtype, stats_grad.dtype),
+    )

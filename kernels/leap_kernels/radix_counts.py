@@ -8,13 +8,19 @@ CPU tensors run native C++, CUDA tensors a Triton kernel, all others, and CPUs w
 reference; all count the same.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from leap_kernels import native
+
+if TYPE_CHECKING:
+    from leap_kernels.radix_counts_triton import CopiedCounts
 
 BUCKETS = 1 << 16
 _CHUNK = 1 << 22  # elements at a time in the reference: bounds the temporaries to some tens of MB
@@ -32,21 +38,29 @@ class RadixCounts:
     def __init__(self, upper: int | None = None) -> None:
         self.upper = upper
         self._counts: dict[torch.device, Tensor] = {}  # int64 [65537], the last one of NaN
+        self._copied: dict[torch.device, CopiedCounts] = {}  # those of the Triton kernel, besides
 
     def add(self, values: Tensor) -> None:
         """Count ``values``: any shape, float32 / bfloat16 / float16."""
         flat = values.detach().reshape(-1).contiguous()
+        has_code = flat.dtype in native.DTYPE_CODES
+        if flat.is_cuda and has_code:
+            self._add_on_gpu(flat)
+            return
         if flat.device not in self._counts:
             self._counts[flat.device] = torch.zeros(BUCKETS + 1, dtype=torch.int64, device=flat.device)
-        counts, has_code = self._counts[flat.device], flat.dtype in native.DTYPE_CODES
-        if flat.is_cuda and has_code:
-            from leap_kernels.radix_counts_triton import radix_counts_triton  # Triton is not on every platform
-
-            radix_counts_triton(flat, self.upper, counts)
-        elif flat.device.type == "cpu" and has_code and (library := native_library()) is not None:
+        counts = self._counts[flat.device]
+        if flat.device.type == "cpu" and has_code and (library := native_library()) is not None:
             _count_natively(library, flat, self.upper, counts)
         else:
             radix_counts_reference(flat, self.upper, counts)
+
+    def _add_on_gpu(self, flat: Tensor) -> None:
+        from leap_kernels.radix_counts_triton import CopiedCounts  # Triton is not on every platform
+
+        if flat.device not in self._copied:
+            self._copied[flat.device] = CopiedCounts(BUCKETS + 1, flat.device)
+        self._copied[flat.device].add(flat, self.upper)
 
     def total(self) -> Tensor:
         """int64 [65536] on the CPU: how many values have each half, in rising order.
@@ -55,7 +69,7 @@ class RadixCounts:
             ValueError: a value was NaN.
         """
         total = torch.zeros(BUCKETS + 1, dtype=torch.int64)
-        for counts in self._counts.values():
+        for counts in (*self._counts.values(), *(copied.total() for copied in self._copied.values())):
             total += counts.cpu()
         if total[BUCKETS]:
             raise ValueError("a NaN among the values to rank")

@@ -4,9 +4,11 @@ A script rather than a test because Triton reads the variable when it is importe
 """
 
 import math
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from leap_kernels import radix_counts_triton
 from leap_kernels.adam8bit import NO_MOMENTS, AdamStep, adam8bit, adam8bit_reference
 from leap_kernels.adam8bit_triton import adam8bit_triton
 from leap_kernels.add_stochastic import add_stochastic_reference
@@ -14,7 +16,7 @@ from leap_kernels.add_stochastic_triton import add_stochastic_triton
 from leap_kernels.mask_ops import random_words
 from leap_kernels.output_losses_triton import output_losses_backward_triton, output_losses_triton
 from leap_kernels.radix_counts import BUCKETS, radix_counts_reference
-from leap_kernels.radix_counts_triton import radix_counts_triton
+from leap_kernels.radix_counts_triton import CopiedCounts
 from leap_kernels.shared_step import shared_step_reference
 from leap_kernels.shared_step_triton import shared_step_triton
 from torch import Tensor
@@ -143,17 +145,41 @@ def check_counts(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, math.inf, -math.inf, 3.4e38, -3.4e38, 1.0, -1.0, math.nan])
     values = torch.cat([torch.randn(2000, generator=generator), special]).to(dtype)
-    high, expected = torch.zeros(2, BUCKETS + 1, dtype=torch.int64)
+    counts, expected = CopiedCounts(BUCKETS + 1, values.device), torch.zeros(BUCKETS + 1, dtype=torch.int64)
     for _ in range(2):  # counts add up
-        radix_counts_triton(values, None, high)
+        counts.add(values, None)
         radix_counts_reference(values, None, expected)
+    high = counts.total()
     assert torch.equal(high, expected)
     assert high[BUCKETS] == 2
     for upper in high[:BUCKETS].nonzero().flatten()[::40].tolist():
-        low, expected = torch.zeros(2, BUCKETS + 1, dtype=torch.int64)
-        radix_counts_triton(values, upper, low)
+        counts, expected = CopiedCounts(BUCKETS + 1, values.device), torch.zeros(BUCKETS + 1, dtype=torch.int64)
+        counts.add(values, upper)
         radix_counts_reference(values, upper, expected)
-        assert torch.equal(low, expected)
+        assert torch.equal(counts.total(), expected)
+
+
+def check_counts_beyond_a_counter() -> None:
+    """Copies are emptied before one of them could overflow, within a tensor and between two; what was seen remains."""
+    largest = []
+    counts = CopiedCounts(BUCKETS + 1, torch.device("cpu"))
+    empty = counts._empty
+
+    def emptied() -> None:
+        largest.append(int(counts._copies.sum()))
+        empty()
+
+    zeros = torch.zeros(700)
+    with patch.object(radix_counts_triton, "_MOST", 1024), patch.object(counts, "_empty", emptied):
+        for tensor in (zeros, zeros, torch.zeros(3000), torch.ones(5)):
+            counts.add(tensor, None)
+            assert counts._pending <= 1024
+        assert counts.total()[BUCKETS // 2] == 4400
+        counts.add(zeros, None)
+        total = counts.total()
+    assert total.sum() == 5105
+    assert total[BUCKETS // 2] == 5100
+    assert max(largest) <= 1024
 
 
 check_shared_step()
@@ -174,4 +200,5 @@ check_losses(3, 4100, torch.float16, with_teacher=True, size=20.0)
 check_losses_at_the_edges()
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     check_counts(dtype)
+check_counts_beyond_a_counter()
 print("interpreted kernels agree")

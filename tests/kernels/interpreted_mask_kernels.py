@@ -4,6 +4,7 @@ A script rather than a test because Triton reads the variable when it is importe
 """
 
 import torch
+from leap_kernels import mask_forward_triton as forward
 from leap_kernels.mask_backward_triton import mask_backward_triton
 from leap_kernels.mask_forward_triton import mask_forward_triton
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
@@ -26,10 +27,12 @@ def check(size: int, offset: int, noise: bool, weight_dtype: torch.dtype, logits
     mask_backward_reference(grad.double(), *arguments, grad64, scalars, compute_dtype=wide)
 
     masked, grad_logits = torch.empty_like(weight), torch.empty_like(logits)
-    stats = mask_forward_triton(weight, logits, masked, scalars)
+    for config in (None, *forward.candidates()):
+        masked.fill_(torch.nan)
+        stats = mask_forward_triton(weight, logits, masked, scalars, config)
+        torch.testing.assert_close(masked.double(), masked64, rtol=rtol[weight_dtype], atol=1e-7)
+        torch.testing.assert_close(stats, stats64, rtol=1e-6, atol=1e-6)
     mask_backward_triton(grad, weight, logits, stats_grad, grad_logits, scalars)
-    torch.testing.assert_close(masked.double(), masked64, rtol=rtol[weight_dtype], atol=1e-7)
-    torch.testing.assert_close(stats, stats64, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(grad_logits.double(), grad64, rtol=rtol[logits_dtype], atol=1e-4)
 
 
@@ -37,5 +40,6 @@ check(3000, 0, True, torch.float32, torch.float32, seed=5)
 check(3000, 0, False, torch.float32, torch.float32, seed=5)
 check(1025, 3, True, torch.bfloat16, torch.float32, seed=(1 << 63) + 12345)
 check(1, 1022, True, torch.float16, torch.bfloat16, seed=1)
+check(9000, 0, True, torch.float32, torch.float32, seed=5)
 check(127, (1 << 34) - 50, True, torch.float32, torch.float32, seed=1 << 40)
 print("interpreted kernels agree")

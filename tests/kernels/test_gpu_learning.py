@@ -16,7 +16,7 @@ from leap_kernels.add_stochastic import add_stochastic, add_stochastic_reference
 from leap_kernels.mask_ops import mask_backward, mask_forward, random_words
 from leap_kernels.mask_reference import MaskScalars, mask_backward_reference, mask_forward_reference
 from leap_kernels.output_losses import output_losses, output_losses_backward
-from leap_kernels.radix_counts import RadixCounts, count_high, count_low
+from leap_kernels.radix_counts import BUCKETS, RadixCounts, count_high, count_low
 from torch import Tensor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -160,6 +160,25 @@ def test_counts_are_those_of_the_cpu(dtype: torch.dtype) -> None:
         count_high(values)
 
 
+@pytest.mark.parametrize("count", [LARGEST, 1_000_003])
+def test_equal_values_are_counted_in_one_place(count: int) -> None:
+    zeros = torch.zeros(count, device="cuda")
+    for counts in (count_high(zeros), count_low(zeros, BUCKETS // 2)):
+        assert int(counts.sum()) == count
+    assert int(count_high(zeros)[BUCKETS // 2]) == int(count_low(zeros, BUCKETS // 2)[0]) == count
+
+
+def test_counts_outlive_the_emptying_of_their_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leap_kernels.radix_counts_triton._MOST", 1 << 16)
+    tensors = [normal(50_000), normal(200_000), normal(3)]
+    counts = RadixCounts()
+    for tensor in tensors:
+        counts.add(tensor)
+    expected = count_high(torch.cat(tensors).cpu())
+    assert torch.equal(counts.total(), expected)
+    assert torch.equal(counts.total(), expected)
+
+
 def test_many_tensors_are_counted_without_waiting() -> None:
     tensors = [normal(100_000) for _ in range(3)]
     counts = RadixCounts()
@@ -209,6 +228,53 @@ def test_masks_are_those_of_float64(
         mask_backward_reference(*ends, stats_grad, grad64, scalars, compute_dtype=torch.float64)
         torch.testing.assert_close(masked[part].double(), masked64, rtol=rtol[weight_dtype], atol=1e-6)
         torch.testing.assert_close(grad_logits[part].double(), grad64, rtol=rtol[logits_dtype], atol=2e-4)
+
+
+def test_every_configuration_gives_the_masks_of_the_default() -> None:
+    from leap_kernels.mask_forward_triton import candidates, default_config, mask_forward_triton
+
+    weight, logits = normal(1_000_003, dtype=torch.bfloat16), normal(1_000_003, size=0.05)
+    scalars = MaskScalars(scale=60, temperature=0.7, seed=5, layer=7, step=1, noise=True, offset=2)
+    expected = torch.empty_like(weight)
+    expected_stats = mask_forward_triton(weight, logits, expected, scalars)
+    for config in (*candidates(), default_config(1 << 30)):
+        masked = torch.full_like(weight, torch.nan)
+        stats = mask_forward_triton(weight, logits, masked, scalars, config)
+        assert torch.equal(masked, expected)
+        torch.testing.assert_close(stats, expected_stats, rtol=2e-6, atol=1e-5)
+
+
+def test_later_launches_take_the_numbers_they_are_given() -> None:
+    """The compiled code of the first call is started with other numbers, tensors and places than Triton saw."""
+    weight, grad = normal(4096, dtype=torch.bfloat16), normal(4096, dtype=torch.bfloat16)
+    logits = normal(4096, size=0.05)
+    places = torch.randn(7, dtype=torch.float64, device="cuda")
+    draws = [
+        {"scale": 60.0, "temperature": 0.7, "seed": 1, "layer": 1, "step": 1, "offset": 0},
+        {"scale": 20, "temperature": 1, "seed": (1 << 64) - 1, "layer": (1 << 32) - 1, "step": (1 << 32) - 1,
+         "offset": (1 << 40) + 4},
+        {"scale": 1.5, "temperature": 0.1, "seed": 0, "layer": 0, "step": 0, "offset": 16},
+    ]  # fmt: skip
+    for number, draw in enumerate(draws):
+        stats_grad = places[number : number + 3]  # lies anywhere
+        masked, stats = mask_forward(weight, logits, noise=True, **draw)
+        grad_logits = mask_backward(grad, weight, logits, stats_grad, noise=True, **draw)
+        masked64, grad64 = torch.empty(2, 4096, dtype=torch.float64, device="cuda")
+        scalars, wide = MaskScalars(noise=True, **draw), torch.float64
+        of64 = mask_forward_reference(weight.double(), logits.double(), masked64, scalars, compute_dtype=wide)
+        ends = grad.double(), weight.double(), logits.double()
+        mask_backward_reference(*ends, stats_grad, grad64, scalars, compute_dtype=wide)
+        torch.testing.assert_close(masked.double(), masked64, rtol=2**-8, atol=1e-6)
+        torch.testing.assert_close(stats, of64, rtol=2e-6, atol=1e-5)
+        torch.testing.assert_close(grad_logits.double(), grad64, rtol=2e-5, atol=2e-4)
+        moved, moments = normal(4096), torch.full([4096], NO_MOMENTS, dtype=torch.int16, device="cuda")
+        expected, expected_moments = moved.clone(), moments.clone()
+        of_stream = draw["seed"], draw["layer"], number, draw["offset"]
+        s = AdamStep(0.1 / (number + 1), BETAS, *of_stream, places[number])
+        adam8bit(moved, grad.float(), moments, s)
+        adam8bit_reference(expected, grad.float(), expected_moments, s)
+        assert (moments != expected_moments).float().mean() < 2e-3
+        torch.testing.assert_close(moved, expected, rtol=1e-6, atol=2e-7)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
