@@ -46,6 +46,9 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
     warnings = _corpora(plan) + _tasks(config)
     sizes = measure(config)
+    if not config.model.allow_dense and (reason := sizes.weights.refusal()):
+        raise UserError(f"model.source: of {config.model.source} {reason}; model.allow_dense=true prunes what can be")
+    models.check_tensors(config.model)
     _prior(config.prior, sizes)
     _disk(plan, sizes)
     _texts(plan, tokenizer)
