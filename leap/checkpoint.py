@@ -80,6 +80,18 @@ class Checkpoint:
         if self.untied:
             untie(self.config)
 
+    def check_finite(self) -> None:
+        """Read all weights, one in memory at a time, and check them for NaN and infinity.
+
+        Raises:
+            CheckpointError: there are some; it names the tensor.
+        """
+        for path in self.files:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if not torch.isfinite(file.get_tensor(name)).all():
+                        raise CheckpointError(f"{path}: {name} holds NaN or Inf")
+
     def load(self, **options: Any) -> PreTrainedModel:
         """The model in evaluation mode, on the CPU if ``options``, which are those of ``from_pretrained``, say nothing.
 

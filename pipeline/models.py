@@ -106,14 +106,18 @@ def meta_model(config: ModelConfig) -> PreTrainedModel:
 
 
 def check_tensors(config: ModelConfig) -> None:
-    """Check from headers alone, those on the hub too, that the model's files hold its tensors.
+    """Check that the model's files hold its tensors, and, where they lie on this machine, finite numbers.
+
+    Of files on the hub only the headers are fetched.
 
     Raises:
         UserError: they do not.
     """
     source = locate(config)
     if Path(source).is_dir() or not _hub_answers():
-        checkpoint(config)
+        found = checkpoint(config)
+        with _as_user_error():
+            found.check_finite()
         return
     with _as_user_error():
         metadata = attempt(source, lambda: get_safetensors_metadata(source, revision=config.revision))
