@@ -98,10 +98,10 @@ class Checkpoint:
         Raises:
             CheckpointError: see there; and for an adapter that lies beside the model.
         """
-        model, info = self._from_pretrained(
+        loaded = self._from_pretrained(
             AutoModelForCausalLM, config=self.config, use_safetensors=True, output_loading_info=True, **options
         )
-        return checked(model, info, self.source).eval()
+        return checked(loaded, self.source).eval()
 
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:
         options |= {"revision": self._revision, "trust_remote_code": self._trust}
@@ -236,7 +236,7 @@ def check_tensors(skeleton: PreTrainedModel, stored: Mapping[str, Tensor], sourc
     """
     try:
         with _quiet():
-            model, info = type(skeleton).from_pretrained(
+            loaded: Any = type(skeleton).from_pretrained(
                 None,
                 config=skeleton.config,
                 state_dict=dict(stored),
@@ -248,15 +248,16 @@ def check_tensors(skeleton: PreTrainedModel, stored: Mapping[str, Tensor], sourc
         expected = revert_weight_conversion(skeleton, skeleton.state_dict())
         _judge(expected.keys() - stored.keys(), stored.keys() - expected.keys(), [], source)
         raise CheckpointError(f"{source}: its tensors do not become those of the model") from error
-    checked(model, info, source)
+    checked(loaded, source)
 
 
-def checked(model: PreTrainedModel, info: Mapping[str, Any], source: str) -> PreTrainedModel:
-    """A model that ``from_pretrained`` gave with ``output_loading_info``, if all its weights came from the files.
+def checked(loaded: tuple[PreTrainedModel, Mapping[str, Any]], source: str) -> PreTrainedModel:
+    """The model of what ``from_pretrained`` gave with ``output_loading_info``, if all its weights came from the files.
 
     Raises:
         CheckpointError: they did not, or an adapter came along with them.
     """
+    model, info = loaded
     _judge(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], source)
     try:
         check_no_adapter(model)

@@ -200,9 +200,8 @@ def _convert(gguf: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32, "output_loading_info": True}
-    loaded = checked(
-        *attempt(str(gguf), lambda: AutoModelForCausalLM.from_pretrained(gguf.parent, **options)), str(gguf)
-    )
+    found: Any = attempt(str(gguf), lambda: AutoModelForCausalLM.from_pretrained(gguf.parent, **options))
+    loaded = checked(found, str(gguf))
     # A model loaded from GGUF refuses save_pretrained; a fresh one with the same weights does not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
