@@ -15,6 +15,10 @@ from transformers import PreTrainedModel
 LEAST_SHARE = 0.9
 
 
+class NotRunError(ValueError):
+    """A layer that no mask can be learned for, as a forward pass does not call it once."""
+
+
 @dataclass(frozen=True)
 class BlockWeights:
     """Weights of the decoder blocks: all parameters of two and more dimensions, so no norms and no biases."""
@@ -110,7 +114,7 @@ def check_runs(model: nn.Module, rows: Tensor) -> None:
     """Check that every prunable layer is called once in a forward pass over rows [R, S].
 
     Raises:
-        ValueError: one is not. Mamba, say, reads the weight of its ``dt_proj`` itself; and an expert waits for a token.
+        NotRunError: one is not. Mamba, say, reads the weight of its ``dt_proj`` itself; an expert waits for tokens.
     """
     calls: Counter[str] = Counter()
     linears = prunable_linears(model)
@@ -124,7 +128,7 @@ def check_runs(model: nn.Module, rows: Tensor) -> None:
         reason = (
             "the model calls it again" if calls[wrong[0]] else "the model reads the weight, or routes no token there"
         )
-        raise ValueError(
+        raise NotRunError(
             f"no mask can be learned for {wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''}, which ran "
             f"{calls[wrong[0]]} times in a forward pass over {len(rows)} × {rows.shape[1]} tokens: {reason}"
         )

@@ -61,8 +61,17 @@ def load_config(config: ModelConfig) -> Any:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
-    return _from_pretrained(AutoTokenizer, config)
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is none, or none whose rules lie in one file, which its texts are known by.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, config)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"model.source: {type(tokenizer).__name__} has no fast form (tokenizer.json); others are not read"
+        )
+    return tokenizer
 
 
 def load_model(config: ModelConfig, directory: str | Path | None = None) -> PreTrainedModel:

@@ -17,7 +17,7 @@ import ray
 import torch
 from conftest import sentences
 from safetensors.torch import load_file, save_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import ByT5Tokenizer, MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import pipeline.main
 from pipeline import local_text, models, preflight, recipe
@@ -88,7 +88,7 @@ def fails(
         assert not (tmp_path / "runs").exists()
         return err.removeprefix("error: ").rstrip()
 
-    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model")
+    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model", capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,27 @@ def test_a_special_token_beyond_the_model_is_none_that_a_text_has(fails: SimpleN
     assert preflight._tokens_of_text(tokenizer) == 402
 
 
+@pytest.mark.parametrize("name", ["eos_token", "bos_token", "pad_token"])
+def test_a_special_token_beyond_the_model_that_rows_need(fails: SimpleNamespace, name: str) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(model)))
+    tokenizer.add_special_tokens({name: "<|im_end|>"})
+    tokenizer.save_pretrained(model)
+    line = fails.of(f"model.source={model}")
+    said = f"the tokenizer's {name} <|im_end|> is number 400, beyond the model's 400 embeddings; they do not fit"
+    assert line == f"model.source: {said}"
+
+
+def test_a_tokenizer_without_a_fast_form(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    ByT5Tokenizer(extra_ids=10).save_pretrained(model)
+    assert fails.of(f"model.source={model}").startswith("model.source: ByT5Tokenizer has no fast form")
+
+
 def test_a_directory_without_weights_or_configuration(fails: SimpleNamespace) -> None:
     model = fails.directory / "model"
     model.mkdir()
@@ -253,6 +274,16 @@ def test_a_model_without_linear_layers_to_prune(fails: SimpleNamespace) -> None:
     (model / "config.json").write_text(json.dumps(gpt))
     line = fails.of(f"model.source={model}")
     assert line.startswith(f"model.source: {model}: GPT2LMHeadModel has no stack of decoder blocks")
+
+
+def test_a_model_that_reads_a_weight_past_its_layer(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    config = MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(model)
+    fails.capsys.readouterr()  # a progress bar
+    line = fails.of(f"model.source={model}")
+    assert "no mask can be learned for backbone.layers.0.mixer.dt_proj and 1 more, which ran 0 times" in line
 
 
 def _without(name: str) -> Callable[[Path], None]:
