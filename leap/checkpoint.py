@@ -251,6 +251,17 @@ def check_tensors(skeleton: PreTrainedModel, stored: Mapping[str, Tensor], sourc
     checked(loaded, source)
 
 
+def load_gguf(path: Path, **options: Any) -> PreTrainedModel:
+    """The model of a GGUF file, dequantised, in evaluation mode; ``options`` are those of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not hold the model that it describes.
+    """
+    options |= {"gguf_file": path.name, "output_loading_info": True}
+    loaded: Any = attempt(str(path), lambda: AutoModelForCausalLM.from_pretrained(path.parent, **options))
+    return checked(loaded, str(path)).eval()
+
+
 def checked(loaded: tuple[PreTrainedModel, Mapping[str, Any]], source: str) -> PreTrainedModel:
     """The model of what ``from_pretrained`` gave with ``output_loading_info``, if all its weights came from the files.
 

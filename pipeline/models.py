@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_safetensors_metadata
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files, checked
+from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files, load_gguf
 from leap.checkpoint import check_tensors as compare_tensors
 from leap.checkpoint import meta_model as build_on_meta
 from pipeline.config import ModelConfig
@@ -208,9 +208,7 @@ def _converted_gguf(package: str) -> Path:
 def _convert(gguf: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32, "output_loading_info": True}
-    found: Any = attempt(str(gguf), lambda: AutoModelForCausalLM.from_pretrained(gguf.parent, **options))
-    loaded = checked(found, str(gguf))
+    loaded = load_gguf(gguf, dtype=torch.float32)
     # A model loaded from GGUF refuses save_pretrained; a fresh one with the same weights does not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
