@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from leap.bernoulli import BernoulliGate
-from leap.export import apply_masks, export
+from leap.export import apply_masks, export, zeros
 from leap.harden import exact_hardener
 from leap.hidden import with_hidden_states
 from leap.layerwise import LayerResult, Target, sweep
@@ -30,7 +30,7 @@ from leap.optimisers import Updater, logit_optimiser
 from leap.packed import pack, unpack
 from leap.schedules import warmup_then_cosine
 from leap.settings import LearnSettings
-from leap.surgery import decoder_blocks
+from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,14 @@ class PruneResult:
     """Metrics of each optimiser step; in the last one also the losses with the sampled, the mean and the hard mask."""
     packed_masks: dict[str, Tensor]
     """Mask of each layer at one bit per weight, see :mod:`leap.packed`."""
+    blocks: BlockWeights
+    """How much of the decoder blocks is prunable: what ``sparsity`` counts."""
+
+    @property
+    def block_sparsity(self) -> float:
+        """Share of zeros among all weights of the decoder blocks, those that stay dense too."""
+        zero, _ = zeros(self.model)
+        return zero / self.blocks.total
 
     def mask(self, layer: str) -> Tensor:
         """Boolean mask [out, in] of a layer."""
@@ -79,6 +87,7 @@ def prune(
     prior_rows: int = 128,
     prior_options: dict[str, Any] | None = None,
     prior: Mapping[str, LayerResult] | None = None,
+    allow_dense: bool = False,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> PruneResult:
     """Learn which weights of ``model`` to keep, and set the others to zero, in place.
@@ -91,25 +100,33 @@ def prune(
     Args:
         model: any causal LM whose decoder blocks hold ``nn.Linear`` layers.
         rows: token ids [R, S] without padding. Training goes through them in order and over again.
-        sparsity: share of the weights in the decoder blocks to remove, in [0, 1).
+        sparsity: share of the prunable weights in the decoder blocks to remove, in [0, 1).
         settings: of the learning; LEAP's published values by default, which are meant for long runs.
         prior_rows: how many of the rows the layer-wise prior looks at.
         prior_options: keyword arguments of the prior's method.
         prior: what :func:`layerwise_prior` returned for this model, sparsity and prior, to save its time.
+        allow_dense: prune a model of whose blocks a good part stays dense, such as one with fused experts.
         on_step: called with the metrics of each step. A progress bar is shown unless those of transformers are off.
 
     Raises:
-        ValueError: rows, sparsity or an option that cannot be used, or a model without decoder blocks to prune.
+        ValueError: rows, sparsity or an option that cannot be used; a model without decoder blocks to prune, with an
+            adapter attached, with weights that are not finite, with less than nine tenths of its blocks prunable, or
+            with layers that do not run once in a forward pass.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     settings = settings or LearnSettings()
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2 or rows.is_floating_point():
         raise ValueError(f"rows must be token ids [R, S] with S >= 2, not {rows.dtype} {list(rows.shape)}")
+    blocks = block_weights(model)
+    if not allow_dense and (reason := blocks.refusal()):
+        raise ValueError(f"{type(model).__name__}: {reason}; say allow_dense=True to prune what can be")
+    check_finite(model.named_parameters())
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
     gate, dtype = BernoulliGate(settings), logit_optimiser(settings).dtype
     was_training = model.training
     model.eval()  # no dropout: the noise of the masks is the only one
     try:
+        check_runs(model, rows[: settings.microbatch_rows])
         first_logits, new_weights = {}, {}
         results = prior.items() if prior else _prior(model, rows[:prior_rows], settings, sparsity, prior_options)
         for number, (name, (mask, weight, score)) in enumerate(results):
@@ -120,9 +137,8 @@ def prune(
                 new_weights[name] = weight
         with masks_installed(model, gate) as (state, layers):
             for name, layer in layers.items():
-                layer.logits = first_logits.pop(name)
-                if name in new_weights:
-                    layer.new_weight = nn.Parameter(new_weights[name], requires_grad=False)
+                over = nn.Parameter(new_weights[name], requires_grad=False) if name in new_weights else None
+                layer.provide(first_logits.pop(name), over)
             learner = MaskLearner(
                 lambda batch: model(input_ids=batch, use_cache=False).logits,
                 state,
@@ -142,7 +158,7 @@ def prune(
         model.train(was_training)
     shapes = {name: layer.weight.shape for name, layer in layers.items()}
     layer_sparsity = apply_masks(model, lambda _, name: (unpack(masks[name], shapes[name]), new_weights.get(name)))
-    return PruneResult(model, sparsity, settings, layer_sparsity, history, masks)
+    return PruneResult(model, sparsity, settings, layer_sparsity, history, masks, blocks)
 
 
 def layerwise_prior(
@@ -172,13 +188,11 @@ def _prior(
     The sweep prunes in place, so that each block sees the pruned ones before it, but it is through with a block when it
     hands out the block's results: one block of dense weights is all that has to be kept.
     """
-    _, blocks = decoder_blocks(model)
     # Magnitude is the one prior that is usually compared within the layer.
     target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
     results = sweep(model, rows, settings.prior, target, options=options)
-    for block in blocks:
-        linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
-        dense = [linear.weight.detach().clone() for linear in linears]
+    for linears in linears_by_block(model):
+        dense = [linear.weight.detach().clone() for linear in linears.values()]
         try:
             of_block = [
                 (name, result._replace(weight=torch.where(result.mask, result.weight, weight)))
@@ -186,7 +200,7 @@ def _prior(
             ]
         finally:
             with torch.no_grad():
-                for linear, weight in zip(linears, dense, strict=True):
+                for linear, weight in zip(linears.values(), dense, strict=True):
                     linear.weight.copy_(weight)
         yield from of_block
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from leap.checkpoint import untie
 from leap.packed import FILE_NAME, save_masks
 from leap.surgery import prunable_linears
 
@@ -59,6 +60,7 @@ def export(
         ValueError: see :func:`apply_masks`; nothing is written then.
     """
     sparsity = apply_masks(model, pruned)
+    _say_untied(model)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     if tokenizer is not None:
@@ -66,6 +68,13 @@ def export(
     masks = ((name, pruned(number, name)[0]) for number, name in enumerate(sparsity))
     save_masks(directory / FILE_NAME, masks, about)
     return sparsity
+
+
+def _say_untied(model: PreTrainedModel) -> None:
+    """Correct a configuration that ties the head to the embedding where the model has two; servers go by it."""
+    head = model.get_output_embeddings()
+    if getattr(head, "weight", None) is not model.get_input_embeddings().weight:
+        untie(model.config)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from leap.gates import Draw, Gate, GateState
-from leap.surgery import prunable_linears
+from leap.surgery import prunable_linears, shared_linears
 
 
 class _MaskedMatmul(torch.autograd.Function):
@@ -56,6 +56,8 @@ class MaskedLinear(nn.Linear):
     It takes over the parameters of the layer it replaces, under the same names, and adds ``logits`` (fp32 or bf16,
     [out, in]), which whoever installs it provides; and where masks are learned over other weights than the dense ones,
     ``new_weight`` (frozen, like ``weight``), which the mask then multiplies in every mode but ``dense``.
+
+    Layers that share one weight share its mask: ``sharers`` are the others of the first of them, which alone counts.
     """
 
     logits: nn.Parameter
@@ -68,12 +70,19 @@ class MaskedLinear(nn.Linear):
         self.register_parameter("bias", linear.bias)
         self.register_parameter("new_weight", None)
         self.layer, self.gate, self.state = layer, gate, state
+        self.sharers: list[MaskedLinear] = []
+        self.counts = True
         self.train(linear.training)
 
     @property
     def masked_weight(self) -> Tensor:
         """What the mask multiplies, [out, in]."""
         return self.weight if self.new_weight is None else self.new_weight
+
+    def provide(self, logits: nn.Parameter, new_weight: nn.Parameter | None = None) -> None:
+        """Set what is learned, and what over, in this layer and those that share its weight."""
+        for layer in (self, *self.sharers):
+            layer.logits, layer.new_weight = logits, new_weight
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out] with the mask that the shared state's mode asks for.
@@ -95,7 +104,7 @@ class MaskedLinear(nn.Linear):
         if state.mode == "mean":
             return F.linear(x, self.gate.mean(weight, self.logits, state.draw), self.bias)
         y, stats = _MaskedMatmul.apply(x, weight, self.bias, self.logits, self.gate, self.layer, state.draw)
-        if state.collecting:
+        if state.collecting and self.counts:
             state.stats.append(stats)
         return y
 
@@ -104,18 +113,23 @@ def install_masks(model: nn.Module, gate: Gate) -> tuple[GateState, dict[str, Ma
     """Freeze ``model`` and replace every prunable linear layer by a :class:`MaskedLinear` without logits yet.
 
     Returns the shared state, in the mode ``dense``, and the new layers by dotted name, in module order; a layer's
-    number in that order is part of the counter of its noise.
+    number in that order is part of the counter of its noise. Of layers that share a weight it is the first.
 
     Raises:
         ValueError: ``model`` has no decoder blocks with linear layers.
     """
-    linears = prunable_linears(model)
+    linears, shared = prunable_linears(model), shared_linears(model)
     model.requires_grad_(False)
     state = GateState(layers=len(linears))
     layers = {}
     for number, (name, linear) in enumerate(linears.items()):
         layers[name] = MaskedLinear(linear, number, gate, state)
         model.set_submodule(name, layers[name])
+    for name, first in shared.items():
+        sharer = MaskedLinear(model.get_submodule(name), layers[first].layer, gate, state)  # type: ignore[arg-type]
+        sharer.counts = False
+        layers[first].sharers.append(sharer)
+        model.set_submodule(name, sharer)
     return state, layers
 
 
@@ -125,7 +139,8 @@ def masks_installed(model: nn.Module, gate: Gate) -> Iterator[tuple[GateState, d
 
     However it ends, the model gets its own linear layers and ``requires_grad`` flags back.
     """
-    linears = prunable_linears(model)
+    linears: dict[str, nn.Module] = {**prunable_linears(model)}
+    linears |= {name: model.get_submodule(name) for name in shared_linears(model)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         yield install_masks(model, gate)

@@ -20,12 +20,11 @@ from leap_kernels import BMP128, pack
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers import AutoModelForCausalLM
 
+from leap.checkpoint import Checkpoint, CheckpointError, StoredTensors
 from leap.packed import FILE_NAME, MaskFile
-from leap.surgery import prunable_linears
+from leap.surgery import prunable_linears, shared_linears
 
 INDEX = "sparse.json"
 FORMAT, VERSION = "leap-sparse", 1
@@ -42,10 +41,11 @@ COMPANIONS = (
     "merges.txt",
     "*.model",
     "*.jinja",
+    "*.py",  # code that comes with the model
 )
 
 
-class SparseCheckpointError(ValueError):
+class SparseCheckpointError(CheckpointError):
     """A sparse checkpoint that is incomplete, altered, or of another version; the message names the tensor."""
 
 
@@ -59,9 +59,8 @@ class Entry:
     sha256: str
 
 
-def skeleton(directory: Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
-    """The model of a directory without memory for its parameters; buffers (rotary frequencies, scales) are real."""
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+def skeleton(config: Any, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration without memory for its parameters; buffers (rotary frequencies, scales) are real."""
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -94,7 +93,7 @@ def write_sparse(
         ``tensors``, ``packed`` layers and ``bytes`` that were written.
 
     Raises:
-        ValueError: ``source`` lacks a tensor, or a mask does not fit.
+        ValueError: ``source`` lacks a tensor or has one too many, a mask does not fit, or two layers share one weight.
         FileExistsError: ``target`` holds a sparse checkpoint already.
     """
     source, target = Path(source), Path(target)
@@ -102,17 +101,22 @@ def write_sparse(
         raise FileExistsError(f"{target} holds a sparse checkpoint already")
     if masks is None and (source / FILE_NAME).exists():
         masks = MaskFile(source)
-    model = skeleton(source, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint(source, trust_remote_code=trust_remote_code)
+    model = skeleton(checkpoint.config, trust_remote_code=trust_remote_code)
+    if shared := shared_linears(model):
+        raise ValueError(f"{source}: {next(iter(shared))} shares its weight with another layer; these are not packed")
     weights = {f"{name}.weight" for name in prunable_linears(model)}
     if masks is not None and (strange := [name for name in masks if f"{name}.weight" not in weights]):
         raise ValueError(f"the masks name {strange[0]}, which is no prunable layer of {source}")
     target.mkdir(parents=True, exist_ok=True)
     writer = _ShardWriter(target)
-    with _Reader(source, model) as dense:
+    with StoredTensors(checkpoint.files, model) as dense:
         for name, aliases in _groups(model).items():
             stored = next((alias for alias in aliases if alias in dense), None)
             if stored is None:
-                raise ValueError(f"{source} has no tensor {name}")
+                raise ValueError(
+                    f"{source}: {name} is put together from several tensors in loading; these are not packed"
+                )
             tensor = dense.get(stored)
             if name not in weights:
                 writer.add(name, tensor)
@@ -129,6 +133,8 @@ def write_sparse(
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             shutil.copyfile(path, target / path.name)
+    if checkpoint.untied:
+        checkpoint.config.save_pretrained(target)
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -232,36 +238,6 @@ def _dtype(tensor: Tensor) -> str:
 def _hash(tensor: Tensor) -> str:
     octets = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(octets.data).hexdigest()
-
-
-class _Reader:
-    """The tensors of a Hugging Face directory by the names that ``model`` gives them, whatever shards they lie in.
-
-    Some families are stored under older names (GPT-NeoX's head, say), which transformers renames in loading.
-    """
-
-    def __init__(self, directory: Path, model: PreTrainedModel) -> None:
-        self._stack = ExitStack()
-        self._where: dict[str, tuple[Any, str]] = {}
-        renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
-        names = model.state_dict()
-        for path in sorted(path for path in directory.glob("*.safetensors") if path.name != FILE_NAME):
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                self._where[rename_source_key(key, renamings, [], model.base_model_prefix, names)[0]] = file, key
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def get(self, name: str) -> Tensor:
-        file, key = self._where[name]
-        return file.get_tensor(key)
 
 
 class _ShardWriter:

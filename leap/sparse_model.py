@@ -9,8 +9,9 @@ from leap_kernels import BMP128, SparseLinear, pack
 from leap_kernels.dispatch import format_for
 from leap_kernels.idx8 import from_bmp128
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+from leap.checkpoint import attempt
 from leap.packed import MaskFile
 from leap.sparse_checkpoint import SparseCheckpoint, SparseCheckpointError, skeleton
 from leap.surgery import prunable_linears
@@ -47,7 +48,9 @@ def load_sparse(
         dtype: of weights and activations; none: as stored.
 
     Raises:
-        SparseCheckpointError: a tensor is missing, cut off or altered (it is named), or there is no such checkpoint.
+        SparseCheckpointError: a tensor is missing, cut off or altered, or one that the model has no place for (it is
+            named), or there is no such checkpoint.
+        CheckpointError: no model can be built from its config.json.
     """
     directory = Path(directory)
     checkpoint = SparseCheckpoint(directory)
@@ -63,7 +66,8 @@ def load_sparse(
         else:
             plain[name] = tensor
     dtype = next(tensor.dtype for tensor in plain.values() if tensor.is_floating_point())
-    model = skeleton(directory, dtype, trust_remote_code)
+    config = attempt(str(directory), lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
+    model = attempt(str(directory), lambda: skeleton(config, dtype, trust_remote_code))
     linears = prunable_linears(model)
     if packed != set(linears):
         raise SparseCheckpointError(f"{directory}: {min(packed ^ set(linears))} does not fit the model's config.json")
@@ -82,7 +86,10 @@ def load_sparse(
 def _fill(model: nn.Module, stored: dict[str, Tensor], directory: Path) -> None:
     """Give the model's own parameters and buffers the stored values; tied ones become one tensor again."""
     parameters = {id(tensor): nn.Parameter(tensor, requires_grad=False) for tensor in stored.values()}
-    for name, current in model.state_dict(keep_vars=True).items():
+    expected = model.state_dict(keep_vars=True)
+    if strange := stored.keys() - expected.keys():
+        raise SparseCheckpointError(f"{min(strange)} does not fit the model's config.json")
+    for name, current in expected.items():
         if name not in stored:
             if isinstance(model.get_submodule(name.rpartition(".")[0]), SparseLinear):
                 continue

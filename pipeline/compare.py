@@ -123,7 +123,7 @@ def _row(run: Any, parent: str, several: bool) -> dict[str, Any]:
         },
         **{
             key: metrics[key]
-            for key in ("real_sparsity", "seconds", "training_tokens", "decode_tokens_per_second")
+            for key in ("real_sparsity", "block_sparsity", "seconds", "training_tokens", "decode_tokens_per_second")
             if key in metrics
         },
     }

@@ -31,6 +31,9 @@ class ModelConfig(Section):
     """
     trust_remote_code: bool = False
     """Run code that comes with a model or data set from the hub."""
+    allow_dense: bool = False
+    """Prune a model although less than nine tenths of its decoder blocks' weights are prunable, as where experts are
+    fused in one tensor. Sparsities are shares of the prunable ones."""
 
     @field_validator("dtype", mode="before")
     @classmethod

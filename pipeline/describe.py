@@ -82,7 +82,7 @@ def show_plan(config: RunConfig) -> None:
 
 def _head(console: Console, plan: Plan, sizes: Sizes | None) -> None:
     config = plan.config
-    known = f", {count(sizes.parameters)} parameters, {count(sizes.prunable)} prunable" if sizes else ""
+    known = f", {count(sizes.parameters)} parameters, {sizes.weights}" if sizes else ""
     console.print(Text.assemble((config.name, "bold"), f": {config.model.source}, {config.model.dtype}{known}"))
     console.print(f"sparsities {_sparsities(config)}, context of {config.data.context_length} tokens")
     console.print(Text(f"results in {plan.directory}"), soft_wrap=True)

@@ -45,8 +45,8 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
         for text in warnings:
             console.warn(text)
         console.say(
-            f"recipe {config.name}: {config.model.source}, {sizes.parameters:,} parameters, {sizes.prunable:,} "
-            f"prunable, sparsities {', '.join(f'{s:g}' for s in config.sparsities)}; "
+            f"recipe {config.name}: {config.model.source}, {sizes.parameters:,} parameters, {sizes.weights}, "
+            f"sparsities {', '.join(f'{s:g}' for s in config.sparsities)}; "
             f"started in {time.time() - began:.1f} s"
         )
         run = stack.enter_context(tracker.start_run(records.run_name(config), tags=records.tags(plan)))

@@ -10,14 +10,19 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, get_safetensors_metadata
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files, load_gguf
+from leap.checkpoint import check_tensors as compare_tensors
+from leap.checkpoint import meta_model as build_on_meta
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 
@@ -36,6 +41,8 @@ def locate(config: ModelConfig) -> str:
         return str(_converted_gguf(config.source.removeprefix("gguf:")))
     path = Path(os.path.expandvars(config.source)).expanduser()
     if path.is_dir():
+        with _as_user_error():
+            check_no_adapter_files(str(path))
         if not (path / "config.json").is_file():
             raise UserError(f"model.source: {config.source} has no config.json; give a Hugging Face model directory")
         if not list(path.glob("*.safetensors")):
@@ -50,42 +57,98 @@ def load_config(config: ModelConfig) -> Any:
     """The model's Hugging Face configuration."""
     # The first thing that is read of a model: without a network it fails here at once, not after minutes of retries.
     offline = not Path(locate(config)).is_dir() and not _hub_answers()
-    return _from_pretrained(AutoConfig, config, revision=config.revision, local_files_only=offline)
+    return _from_pretrained(AutoConfig, config, local_files_only=offline)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
-    return _from_pretrained(AutoTokenizer, config, revision=config.revision)
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is none, or none whose rules lie in one file, which its texts are known by.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, config)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"model.source: {type(tokenizer).__name__} has no fast form (tokenizer.json); others are not read"
+        )
+    return tokenizer
 
 
 def load_model(config: ModelConfig, directory: str | Path | None = None) -> PreTrainedModel:
     """The model, or its pruned export in ``directory``, in evaluation mode on the CPU."""
-    model = _from_pretrained(
-        AutoModelForCausalLM,
-        config,
-        directory,
-        revision=None if directory else config.revision,
-        dtype=getattr(torch, config.dtype),
-        use_safetensors=True,
-    )
-    return model.eval()
+    return load(checkpoint(config, directory), config)
 
 
 def load_stored_model(config: ModelConfig) -> PreTrainedModel:
     """The model in the number type of its files, which are mapped and read where a weight is used; on the CPU."""
-    model = _from_pretrained(AutoModelForCausalLM, config, revision=config.revision, dtype="auto", use_safetensors=True)
-    return model.eval()
+    found = checkpoint(config)
+    with _as_user_error():
+        return found.load(dtype="auto")
 
 
-def _from_pretrained(auto: Any, config: ModelConfig, directory: str | Path | None = None, **options: Any) -> Any:
-    source = str(directory) if directory else locate(config)
+def checkpoint(config: ModelConfig, directory: str | Path | None = None) -> Checkpoint:
+    """The files of the model, or of its export in ``directory``, which hold what they should.
+
+    Raises:
+        UserError: they do not.
+    """
+    if directory:
+        return Checkpoint(directory, trust_remote_code=config.trust_remote_code)
+    with _as_user_error():
+        return Checkpoint(locate(config), revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def load(found: Checkpoint, config: ModelConfig) -> PreTrainedModel:
+    """The model of a checkpoint in the number type of ``config``, in evaluation mode on the CPU."""
+    with _as_user_error():
+        return found.load(dtype=getattr(torch, config.dtype))
+
+
+def meta_model(config: ModelConfig) -> PreTrainedModel:
+    """The model without memory for its weights.
+
+    Raises:
+        UserError: there is none, or it is none that can be built.
+    """
+    with _as_user_error():
+        return build_on_meta(load_config(config), locate(config), config.trust_remote_code)
+
+
+def check_tensors(config: ModelConfig) -> None:
+    """Check that the model's files hold its tensors, and, where they lie on this machine, finite numbers.
+
+    Of files on the hub only the headers are fetched.
+
+    Raises:
+        UserError: they do not.
+    """
+    source = locate(config)
+    if Path(source).is_dir() or not _hub_answers():
+        found = checkpoint(config)
+        with _as_user_error():
+            found.check_finite()
+        return
+    with _as_user_error():
+        metadata = attempt(source, lambda: get_safetensors_metadata(source, revision=config.revision))
+        files = metadata.files_metadata.values()
+        shapes = {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
+        stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        compare_tensors(meta_model(config), stored, source)
+
+
+def _from_pretrained(auto: Any, config: ModelConfig, **options: Any) -> Any:
+    source = locate(config)
+    options |= {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with _as_user_error():
+        return attempt(source, lambda: auto.from_pretrained(source, **options))
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
     try:
-        return auto.from_pretrained(source, trust_remote_code=config.trust_remote_code, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        if directory:
-            raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"model.source: cannot load {config.source}: {reason[:300]}") from error
+        yield
+    except CheckpointError as error:
+        raise UserError(f"model.source: {error}") from error
 
 
 @functools.cache
@@ -134,7 +197,8 @@ def _converted_gguf(package: str) -> Path:
         if not target.exists():
             partial = Path(tempfile.mkdtemp(dir=cache))
             try:
-                _convert(files[0], partial)
+                with _as_user_error():
+                    _convert(files[0], partial)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -144,7 +208,7 @@ def _converted_gguf(package: str) -> Path:
 def _convert(gguf: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
 
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded = load_gguf(gguf, dtype=torch.float32)
     # A model loaded from GGUF refuses save_pretrained; a fresh one with the same weights does not.
     config = loaded.config
     if hasattr(config, "quantization_config"):

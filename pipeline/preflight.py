@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from leap.layerwise import METHODS, InputStatistics, Target
+from leap.surgery import NotRunError, check_runs
 from pipeline import corpora, local_text, models
 from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
+
+logger = logging.getLogger(__name__)
 
 #: Text of local files up to this size is counted before a run, until there is enough: a few seconds at most.
 COUNTED_BYTES = 16 * 2**20
@@ -42,14 +46,40 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         )
     if tokenizer.eos_token_id is None:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
+    for name in ("eos_token", "bos_token", "pad_token"):
+        number = getattr(tokenizer, f"{name}_id")
+        if number is not None and number >= text.vocab_size:
+            raise UserError(
+                f"model.source: the tokenizer's {name} {getattr(tokenizer, name)} is number {number}, beyond the "
+                f"model's {text.vocab_size} embeddings; they do not fit"
+            )
     if config.evaluate.cloze and not config.data.evaluation:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
     warnings = _corpora(plan) + _tasks(config)
     sizes = measure(config)
+    if not config.model.allow_dense and (reason := sizes.weights.refusal()):
+        raise UserError(f"model.source: of {config.model.source} {reason}; model.allow_dense=true prunes what can be")
+    models.check_tensors(config.model)
+    if config.learn:
+        _masked_layers_run(config)
     _prior(config.prior, sizes)
     _disk(plan, sizes)
     _texts(plan, tokenizer)
     return sizes, warnings
+
+
+def _masked_layers_run(config: RunConfig) -> None:
+    """Check that a mask can be learned in every layer, where that shows without weights.
+
+    Many models ask in their forward pass for values, which tensors on the device meta do not have; what those leave
+    out shows in the first step of learning.
+    """
+    try:
+        check_runs(models.meta_model(config.model), torch.zeros(1, 8, dtype=torch.int64, device="meta"))
+    except NotRunError as error:
+        raise UserError(f"model.source: {config.model.source}: {error}") from error
+    except Exception as error:  # of whatever kind a model's own code raises
+        logger.debug("no forward pass without weights: %s", error)
 
 
 def _tokens_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -100,7 +100,7 @@ def log_variant(run: Run, plan: Plan, row: Mapping[str, Any]) -> None:
 
 def variant_metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of a row of the table: ``perplexity.TEXT``, ``acc.TASK`` and so on."""
-    metrics = {key: row.get(key, 0.0) for key in ("real_sparsity", "seconds", "training_tokens")}
+    metrics = {key: row.get(key, 0.0) for key in ("real_sparsity", "block_sparsity", "seconds", "training_tokens")}
     for text, found in row["perplexity"].items():
         metrics |= {f"perplexity.{text}": found["perplexity"], f"stderr_nll.{text}": found["stderr_nll"] or 0.0}
     for task, found in row["tasks"].items():

@@ -24,12 +24,15 @@ def collect(plan: Plan, sizes: Sizes, timings: list[dict[str, Any]], warnings: l
     config = plan.config
     rows, chance, clear = table_rows(plan, _variant)
     _add_speeds(rows, [(work.variant, benchmark.result(work.stage)) for work in plan.speeds], config.model.dtype)
+    for row in rows:
+        row["block_sparsity"] = row["real_sparsity"] * sizes.weights.share
     results: dict[str, Any] = {
         "recipe": config.name,
         "model": {
             "name": config.model.source,
             "parameters": sizes.parameters,
             "prunable_parameters": sizes.prunable,
+            "block_parameters": sizes.weights.total,
             "revision": config.model.revision or "",
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from leap.surgery import decoder_blocks, prunable_linears
+from leap.surgery import BlockWeights, block_weights, decoder_blocks, prunable_linears
 from pipeline import models
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -20,6 +19,8 @@ class Sizes:
 
     parameters: int
     prunable: int
+    weights: BlockWeights
+    """Those of the decoder blocks, prunable and not."""
     linear: int
     """Weights of all linear layers, the output head among them, tied or not: each is one multiplication a token."""
     export: int
@@ -55,20 +56,19 @@ def measure(config: RunConfig) -> Sizes:
     Raises:
         UserError: the model cannot be read, or is not one that can be pruned.
     """
-    architecture = models.load_config(config.model)
+    model = models.meta_model(config.model)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.model.trust_remote_code)
-        masked = list(prunable_linears(model).values())
+        masked, weights = list(prunable_linears(model).values()), block_weights(model)
     except ValueError as error:
         raise UserError(f"model.source: {config.model.source}: {' '.join(str(error).split())[:300]}") from error
     width = getattr(torch, config.model.dtype).itemsize
     parameters = sum(p.numel() for p in model.parameters())
-    prunable = sum(linear.weight.numel() for linear in masked)
-    text, blocks = architecture.get_text_config(), len(decoder_blocks(model)[1])
+    prunable = weights.prunable
+    text, blocks = model.config.get_text_config(), len(decoder_blocks(model)[1])
     return Sizes(
         parameters=parameters,
         prunable=prunable,
+        weights=weights,
         linear=sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)),
         export=parameters * width + prunable // 8,
         scores=prunable * 2 + prunable // 8,

@@ -23,11 +23,12 @@ import torch
 from leap_kernels.benchmarks.checkrun import CheckRun, Records
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from leap.api import layerwise_prior, prune
 from leap.benchmarks.budgets import own_settings, settings_for
 from leap.benchmarks.perplexity import heldout_loss
+from leap.checkpoint import Checkpoint, load_gguf
 from leap.export import apply_masks
 from leap.layerwise import LayerResult
 from leap.surgery import prunable_linears
@@ -135,11 +136,9 @@ def _weights_kept(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _load(path: Path, device: torch.device) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": torch.bfloat16}
-    if path.suffix == ".gguf":
-        path, options = path.parent, options | {"gguf_file": path.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
-    return model.to(device).eval()
+    dtype = torch.bfloat16
+    model: Any = load_gguf(path, dtype=dtype) if path.suffix == ".gguf" else Checkpoint(path).load(dtype=dtype)
+    return model.to(device)
 
 
 def _point(text: str) -> tuple[float, int, float]:

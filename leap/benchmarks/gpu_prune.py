@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from leap_kernels.benchmarks.checkrun import CheckRun
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from leap.api import PruneResult, prune
 from leap.benchmarks.budgets import own_settings
 from leap.benchmarks.perplexity import heldout_loss
+from leap.checkpoint import Checkpoint
 
 MODEL = Path(__file__).resolve().parents[2] / "pipeline" / "nano" / "model"
 _LENGTH, _HELDOUT = 256, 32
@@ -31,7 +32,7 @@ def pruning(run: CheckRun) -> None:
     )  # fmt: skip
     results: dict[str, tuple[PruneResult, float]] = {}
     for device in {run.device.type, "cpu"}:
-        model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+        model: Any = Checkpoint(MODEL).load(dtype=torch.float32)
         model = model.to(device)
         dense = heldout_loss(model, heldout)
         began = time.perf_counter()

@@ -16,7 +16,7 @@ from leap.layerwise.methods import METHODS
 from leap.layerwise.reconstruct import reconstruct
 from leap.layerwise.selection import Target
 from leap.layerwise.statistics import InputStatistics
-from leap.surgery import decoder_blocks, prunable_linears
+from leap.surgery import decoder_blocks, linears_by_block, prunable_linears
 
 
 def sweep(
@@ -162,7 +162,7 @@ def _sweep(
     spill_dir: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, LayerResult]]:
-    prefix, blocks = decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
     total = len(prunable_linears(model))
     done = 0
     was_training = model.training
@@ -171,8 +171,7 @@ def _sweep(
         activations = None
         if needs != "none" and rows is not None:
             activations = Activations(model, blocks, rows, batch_rows=batch_rows, device=device, spill_dir=spill_dir)
-        for index, block in enumerate(blocks):
-            linears = {f"{prefix}.{index}.{name}": m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+        for index, (block, linears) in enumerate(zip(blocks, linears_by_block(model), strict=True)):
             results: dict[str, LayerResult] = {}
             with on_device(block, device):
                 statistics: dict[str, InputStatistics] = {}

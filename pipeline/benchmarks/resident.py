@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from leap_kernels.benchmarks.memory import resident
 
 import leap
+from leap.checkpoint import Checkpoint
 from pipeline.benchmarks.decode import prune_at_random
 from pipeline.config import ModelConfig
 from pipeline.models import load_model
@@ -38,7 +38,7 @@ def measure(form: str, directory: str) -> dict[str, int]:
     """Peak bytes above the imports, after loading and after decoding. Meant for a fresh process."""
     torch.set_num_threads(1)
     before = resident("VmRSS")
-    model = leap.load_sparse(directory) if form == "sparse" else AutoModelForCausalLM.from_pretrained(directory).eval()
+    model = leap.load_sparse(directory) if form == "sparse" else Checkpoint(directory).load()
     loaded = resident("VmHWM") - before
     decode(model, torch.arange(PROMPT_TOKENS)[None], TOKENS)
     return {"loaded": loaded, "decoded": resident("VmHWM") - before, "imports": before}

@@ -16,8 +16,9 @@ import torch
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from leap.checkpoint import Checkpoint
 from pipeline.evaluation.language_model import BoundedHFLM
 from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
 from pipeline.evaluation.tasks import resolve_task
@@ -61,7 +62,7 @@ def zero_shot(
     """
     resolved = resolve_task(task)
     if isinstance(model, str | Path):
-        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=trust_remote_code)
+        model = Checkpoint(model, trust_remote_code=trust_remote_code).load(dtype="auto")
     if isinstance(tokenizer, str | Path):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

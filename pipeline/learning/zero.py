@@ -75,9 +75,10 @@ class ZeroModel:
         new_weight: NewWeight | None = None,
     ) -> None:
         config = deepspeed_config(learn, model)
+        checkpoint = models.checkpoint(model)  # what is missing is found only while nothing is partitioned
         # Referenced for as long as the model lives: while it exists, from_pretrained partitions what it reads.
         self._partitioning = HfDeepSpeedConfig(config)
-        self.module = models.load_model(model)
+        self.module = models.load(checkpoint, model)
         self.state, self.layers = install_masks(self.module, gate)
         self._updater = Updater(learn.settings, _total)
         self.weights = self._add_parameters(config, initial, new_weight)
@@ -184,7 +185,8 @@ class ZeroModel:
             with deepspeed.zero.GatheredParameters([layer.masked_weight]):
                 norm += float(torch.linalg.vector_norm(layer.masked_weight.detach().float()))
                 numel += layer.masked_weight.numel()
-            layer.logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
+            logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
+            layer.provide(logits, layer.new_weight)
         return MaskedWeights(numel, norm)
 
 

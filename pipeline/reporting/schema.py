@@ -15,6 +15,8 @@ class Model(TypedDict, total=False):
     parameters: int
     prunable_parameters: int
     """Weights of the linear layers inside the decoder blocks: what sparsity counts."""
+    block_parameters: int
+    """Weights of the decoder blocks, those that are not prunable too."""
     revision: str
 
 
@@ -152,7 +154,9 @@ class Variant(TypedDict, total=False):
     target_sparsity: float | None
     """What was asked for; ``None`` for the dense model."""
     real_sparsity: float
-    """What was counted in the exported weights."""
+    """What was counted in the exported weights, over the prunable ones."""
+    block_sparsity: float
+    """The same zeros over all weights of the decoder blocks."""
     scope: str
     """Over what the sparsity is exact: global, layer or row."""
     weights_changed: bool

@@ -244,7 +244,7 @@ def provenance_section(results: RunResults) -> str:
 def results_table(results: RunResults) -> str:
     """The table of variants, without the single tasks."""
     quality, cost = tables.quality_columns(results), tables.cost_columns(results)
-    columns = [tables.ASKED, tables.REAL, *quality, tables.WEIGHTS, tables.SCOPE, *cost]
+    columns = [tables.ASKED, tables.REAL, tables.OF_BLOCKS, *quality, tables.WEIGHTS, tables.SCOPE, *cost]
     return _variants_table("variant", results, columns)
 
 
@@ -270,6 +270,8 @@ def _tiles(results: RunResults) -> str:
     tiles = [("parameters", count(model["parameters"]))] if "parameters" in model else []
     if "prunable_parameters" in model:
         tiles.append(("prunable", count(model["prunable_parameters"])))
+    if (share := summary.prunable_share(results)) is not None:
+        tiles.append(("of the decoder blocks’ weights prunable", percent(share)))
     if "context_length" in results:
         tiles.append(("tokens of context", str(results["context_length"])))
     dataset = next(iter(summary.datasets(results)), "")

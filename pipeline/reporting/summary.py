@@ -116,9 +116,21 @@ def above_chance(results: RunResults) -> list[str]:
     return clear if len(clear) < len(tasks(results)) else []
 
 
+def prunable_share(results: RunResults) -> float | None:
+    """Which share of the decoder blocks' weights is prunable, if that is known."""
+    model = results.get("model", {})
+    if not model.get("block_parameters") or "prunable_parameters" not in model:
+        return None
+    return model["prunable_parameters"] / model["block_parameters"]
+
+
 def notes(results: RunResults) -> str:
     """What has to be known to read the table."""
     parts = ["Bold: best at its sparsity. ±: one standard error."]
+    if prunable_share(results) is not None:
+        parts.append(
+            "Sparsity, asked and real: of the prunable weights; of blocks: of all weights of the decoder blocks."
+        )
     if any("seeds" in v for v in results.get("variants", [])):
         parts.append("(3 seeds): mean over that many seeds, ± their standard deviation; perplexity: geometric mean.")
     if clear := above_chance(results):
@@ -159,6 +171,8 @@ def _what_was_done(results: RunResults) -> str:
     methods = _and(list(dict.fromkeys(label(v) for _, group in by_target for v in group)))
     prunable = model.get("prunable_parameters")
     of_what = f" of its {count(prunable)} prunable weights" if prunable else ""
+    if (share := prunable_share(results)) is not None:
+        of_what += f", which are {percent(share)} of the decoder blocks’ weights"
     return f"{name} was pruned to {targets} sparsity{of_what}, by {methods}."
 
 

@@ -36,6 +36,7 @@ class Column:
 
 ASKED = Column(header="asked", text=lambda v: _asked(v))
 REAL = Column(header="real", text=lambda v: percent(v.get("real_sparsity"), 2))
+OF_BLOCKS = Column(header="of blocks", text=lambda v: percent(v.get("block_sparsity"), 2))
 SCOPE = Column(header="scope", text=lambda v: _pruned(v, v.get("scope") or "–"))
 WEIGHTS = Column(header="weights", text=lambda v: _pruned(v, "updated" if v.get("weights_changed") else "kept"))
 TIME = Column(header="time", text=lambda v: _pruned(v, duration(v.get("seconds"))))
@@ -69,8 +70,9 @@ def result_rows(results: RunResults) -> list[dict[str, Any]]:
     for variant in results.get("variants", []):
         row: dict[str, Any] = {
             key: variant.get(key)
-            for key in ("name", "method", "target_sparsity", "real_sparsity", "scope", "weights_changed", "seconds")
+            for key in ("name", "method", "target_sparsity", "real_sparsity", "block_sparsity", "scope")
         }
+        row |= {key: variant.get(key) for key in ("weights_changed", "seconds")}
         if "decode_tokens_per_second" in variant:
             row["decode_tokens_per_second"] = variant["decode_tokens_per_second"]
         for dataset, measured in variant.get("perplexity", {}).items():

@@ -80,10 +80,10 @@ def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[C
     left = width - max(len(summary.title(variant)) for variant in variants)
     chosen = []
     # The most telling first; a part of the tasks would only mislead, so it is all of them or none.
-    for group in (quality, [tables.REAL], tasks, *single):
+    for group in (quality, [tables.REAL, tables.OF_BLOCKS], tasks, *single):
         needs = sum(GAP + max(len(c.header), *(len(c.text(variant)) for variant in variants)) for c in group)
         if group is quality or needs <= left:
             chosen += group
             left -= needs
-    shown = [tables.ASKED, tables.REAL, *quality, *tasks, tables.WEIGHTS, tables.SCOPE, *cost]
+    shown = [tables.ASKED, tables.REAL, tables.OF_BLOCKS, *quality, *tasks, tables.WEIGHTS, tables.SCOPE, *cost]
     return [column for column in shown if column in chosen]

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from leap.harden import exact_hardener
 from leap.layerwise import METHODS, LayerResult, Target, reconstruct_sweep, sweep
 from leap.packed import pack, unpack
 from leap.settings import Scope
-from leap.surgery import decoder_blocks, prunable_linears
+from leap.surgery import decoder_blocks, linears_by_block, prunable_linears
 from pipeline import models
 from pipeline.config import Method, ModelConfig, PriorConfig
 from pipeline.learning.checkpoint import Checkpoint
@@ -131,9 +131,9 @@ def _block_by_block(
 
     A block's weights are converted, or read, before the sweep comes to it, and dropped when all its results are taken.
     """
-    for block in decoder_blocks(model)[1]:
+    for block, linears in zip(decoder_blocks(model)[1], linears_by_block(model), strict=True):
         block.to(getattr(torch, config.dtype))
-        yield from itertools.islice(results, sum(isinstance(m, nn.Linear) for m in block.modules()))
+        yield from itertools.islice(results, len(linears))
         block.to("meta")
 
 

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from conftest import sentences
+from safetensors.torch import load_file, save_file
+from transformers import ByT5Tokenizer, MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import pipeline.main
 from pipeline import local_text, models, preflight, recipe
@@ -84,7 +88,7 @@ def fails(
         assert not (tmp_path / "runs").exists()
         return err.removeprefix("error: ").rstrip()
 
-    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model")
+    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model", capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +238,27 @@ def test_a_special_token_beyond_the_model_is_none_that_a_text_has(fails: SimpleN
     assert preflight._tokens_of_text(tokenizer) == 402
 
 
+@pytest.mark.parametrize("name", ["eos_token", "bos_token", "pad_token"])
+def test_a_special_token_beyond_the_model_that_rows_need(fails: SimpleNamespace, name: str) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(model)))
+    tokenizer.add_special_tokens({name: "<|im_end|>"})
+    tokenizer.save_pretrained(model)
+    line = fails.of(f"model.source={model}")
+    said = f"the tokenizer's {name} <|im_end|> is number 400, beyond the model's 400 embeddings; they do not fit"
+    assert line == f"model.source: {said}"
+
+
+def test_a_tokenizer_without_a_fast_form(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    ByT5Tokenizer(extra_ids=10).save_pretrained(model)
+    assert fails.of(f"model.source={model}").startswith("model.source: ByT5Tokenizer has no fast form")
+
+
 def test_a_directory_without_weights_or_configuration(fails: SimpleNamespace) -> None:
     model = fails.directory / "model"
     model.mkdir()
@@ -249,6 +274,90 @@ def test_a_model_without_linear_layers_to_prune(fails: SimpleNamespace) -> None:
     (model / "config.json").write_text(json.dumps(gpt))
     line = fails.of(f"model.source={model}")
     assert line.startswith(f"model.source: {model}: GPT2LMHeadModel has no stack of decoder blocks")
+
+
+def test_a_model_that_reads_a_weight_past_its_layer(fails: SimpleNamespace) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    config = MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(model)
+    fails.capsys.readouterr()  # a progress bar
+    line = fails.of(f"model.source={model}")
+    assert "no mask can be learned for backbone.layers.0.mixer.dt_proj and 1 more, which ran 0 times" in line
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        del tensors[name]
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def _with_nan(name: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        tensors[name].view(-1)[-1] = torch.nan
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def _configured(**fields: object) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | fields))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            _without("model.layers.0.self_attn.q_proj.weight"),
+            "it lacks model.layers.0.self_attn.q_proj.weight",
+        ),
+        (_configured(num_hidden_layers=3), "it lacks model.layers.2.input_layernorm.weight"),
+        (_configured(model_type="qwen2"), "it lacks model.layers.0.self_attn.k_proj.bias"),
+        (_with_nan("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight holds NaN or Inf"),
+        (lambda model: (model / "model.safetensors").write_bytes(b"version https://git-lfs"), "git-LFS pointer"),
+        (lambda model: (model / "adapter_config.json").write_text("{}"), "merge the adapter first"),
+        (_configured(quantization_config={"quant_method": "gptq", "bits": 4}), "its weights are quantised (gptq)"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_models_ends_plan_and_run(
+    fails: SimpleNamespace, tiny: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], object], said: str
+) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    spoil(model)
+    line = fails.of(f"model.source={model}")
+    assert line.startswith("model.source: ")
+    assert said in line
+    assert main(["plan", "--recipe", str(tiny / "tiny.yaml"), f"model.source={model}"]) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_model_of_which_much_stays_dense(
+    fails: SimpleNamespace, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = fails.directory / "model"
+    shutil.copytree(fails.model, model)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 400, "max_position_embeddings": 64}
+    MixtralForCausalLM(MixtralConfig(**sizes, **experts)).save_pretrained(model)
+    capsys.readouterr()  # a progress bar
+    line = fails.of(f"model.source={model}")
+    said = "14.2 % of the decoder blocks' weights"
+    assert line.startswith(f"model.source: of {model} only {said} lie in nn.Linear layers")
+    assert line.endswith("model.allow_dense=true prunes what can be")
+    plan = ["plan", "--recipe", str(tiny / "tiny.yaml"), f"model.source={model}"]
+    assert main(plan) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+    assert main([*plan, "model.allow_dense=true"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_hub_that_does_not_answer(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ def test_a_run_ends_with_a_table_a_report_and_exact_sparsity(finished: tuple[Pat
     assert "leap@0.5" in page
     leap, fitted = results["variants"][-2:]
     assert leap["real_sparsity"] == fitted["real_sparsity"] == 0.5
+    assert leap["block_sparsity"] == fitted["block_sparsity"] == 0.5, "all of the blocks is prunable"
     assert (leap["weights_changed"], fitted["weights_changed"]) == (False, True)
     assert fitted["seconds"] >= leap["seconds"]
     against = leap["against"][leap["rival"]]
