@@ -203,7 +203,7 @@ def _wait_for_checkpoint(process: subprocess.Popen[str], output: Path) -> int:
     deadline = time.time() + 300
     while time.time() < deadline:
         assert process.poll() is None, process.communicate()[0][-3000:]
-        for latest in (output / "tiny").glob("learn/leap@0.5-*/checkpoints/latest.json"):
+        for latest in sorted((output / "tiny").glob("learn/leap@0.5-*/checkpoints/step-*.json"), reverse=True):
             step = json.loads(latest.read_text())["step"]
             assert step < 120, "too late to interrupt"
             return step
