@@ -14,6 +14,7 @@ from leap.layerwise import METHODS
 from pipeline import corpora, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
 from pipeline.errors import UserError
+from pipeline.origin import BY_STAGE, Origin
 from pipeline.paths import expand_variables
 from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
@@ -40,6 +41,11 @@ class Variant:
     @property
     def name(self) -> str:
         return variant_name(self.method, self.seed, self.sparsity)
+
+    @property
+    def origin(self) -> Origin:
+        """How it comes about."""
+        return BY_STAGE[self.made_by.stage] if self.made_by else "dense"
 
 
 @dataclass(frozen=True)

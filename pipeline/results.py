@@ -56,6 +56,7 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": variant.name,
         "method": variant.method,
+        "origin": variant.origin,
         "target_sparsity": variant.sparsity,
         "real_sparsity": 0.0,
         "training_tokens": _training_tokens(plan, variant),
