@@ -15,6 +15,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]
 
 
+#: Bytes of a recipe's name, which directories and runs are named after.
+NAME_BYTES = 100
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -300,6 +304,22 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Experiment tracking."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, value: str) -> str:
+        if not value.strip() or value.startswith(".") or any(c in "/\\" or not c.isprintable() for c in value):
+            raise ValueError(f"must be the name of one folder, without slashes and not with a dot first, not {value!r}")
+        if len(value.encode()) > NAME_BYTES:
+            raise ValueError(f"must be at most {NAME_BYTES} bytes long, not {len(value.encode())}")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError(f"must be a directory or a URI, not {value!r}; . is the current directory")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.learn and self.model.dtype == "float16":
@@ -307,8 +327,11 @@ class RunConfig(Section):
                 "model.dtype: gradients underflow in float16 without loss scaling, which learning does not do; "
                 "choose bfloat16 or float32, or learn: null for each entry"
             )
-        if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
-            raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
+        # Names of variants and directories show six digits.
+        if not self.sparsities or len({f"{sparsity:g}" for sparsity in self.sparsities}) != len(self.sparsities):
+            raise ValueError(
+                f"sparsities must be one or more numbers that differ in their first six digits, not {self.sparsities}"
+            )
         if self.prior.pattern:
             keep, group = self.prior.pattern
             if any(abs(sparsity - (1 - keep / group)) > 1e-6 for sparsity in self.sparsities):

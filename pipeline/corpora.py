@@ -37,7 +37,9 @@ def expand(config: CorpusConfig) -> list[str] | None:
         if "://" in path:
             files.append(path)
             continue
-        found = sorted(glob.glob(os.path.expanduser(path)))
+        path = os.path.expanduser(path)
+        # What exists is no pattern, whatever brackets are in its name.
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path))
         missing = missing or ("" if found else source)
         files += [str(Path(f).resolve()) for f in found]
     if missing and not files and config.fallback:
