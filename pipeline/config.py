@@ -44,12 +44,9 @@ class ModelConfig(Section):
 
 class CorpusConfig(Section):
     source: str | list[str] = "embedded"
-    """``embedded``, ``hub:DATASET``, or files: txt, jsonl, parquet; globs, URIs and $VARIABLES are expanded.
-
-    $LEAP_DATA is ``shared/data`` beside the project's folder where the environment does not set it.
-    """
+    """``embedded``, ``hub:DATASET``, or files: txt, jsonl, parquet; globs, URIs and $VARIABLES are expanded."""
     fallback: Literal["embedded"] | None = None
-    """What to read, with a warning, where no file of ``source`` exists."""
+    """What to read, with a warning, where no file of ``source`` exists. In the table it has the name ``embedded``."""
     text_field: str = "text"
     """Field of a json or parquet record that holds the document."""
     subset: str | None = None

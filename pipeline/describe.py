@@ -56,6 +56,7 @@ def show_plan(config: RunConfig) -> None:
     """
     console = Console()
     plan = make_plan(config)
+    config = plan.config
     trouble: UserError | None = None
     try:
         sizes = measure(config)

@@ -44,7 +44,7 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
     if config.evaluate.cloze and not config.data.evaluation:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
-    warnings = _corpora(plan) + _tasks(config)
+    warnings = plan.notes + _tasks(config)
     sizes = measure(config)
     _prior(config.prior, sizes)
     _disk(plan, sizes)
@@ -56,14 +56,6 @@ def _tokens_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a model needs to know. A special token beyond them, as Gemma's for images, is not in any text."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return 1 + max(number for number in tokenizer.get_vocab().values() if number not in special)
-
-
-def _corpora(plan: Plan) -> list[str]:
-    return [
-        f"data.{corpus_key(plan.config, role)}.source: no file of {corpus.source} exists; using the embedded text"
-        for role, (_, corpus, _) in plan.corpora.items()
-        if corpora.uses_fallback(corpus)
-    ]
 
 
 def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -247,8 +247,13 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def cache_directory() -> Path:
+    """What of this user can be made again lies below it."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune"
+
+
 def _scratch(create: bool = False) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune" / "stages"
+    root = cache_directory() / "stages"
     if create:
         root.mkdir(parents=True, exist_ok=True)
     return root

@@ -16,7 +16,7 @@ import ray
 from conftest import sentences
 
 import pipeline.main
-from pipeline import local_text, models, preflight, recipe
+from pipeline import hub, local_text, models, preflight, recipe
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import tasks
 from pipeline.run import main, parse, parser
@@ -261,7 +261,7 @@ def test_a_model_without_linear_layers_to_prune(fails: SimpleNamespace) -> None:
 
 
 def test_a_hub_that_does_not_answer(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "answers", lambda: False)
     assert fails.of("model.source=no-such/model").startswith("model.source: cannot load no-such/model: ")
 
 
@@ -364,7 +364,7 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
 def test_a_plan_of_a_model_that_cannot_be_reached_leaves_out_sizes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "answers", lambda: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["plan", "--recipe", "llama-3.2-1b", f"output={tmp_path}", "model.source=no-such/model"]) == 0
     out, err = capsys.readouterr()

@@ -126,10 +126,9 @@ def test_a_task_can_have_a_number_of_documents_of_its_own() -> None:
     assert evaluate.documents_for("arc") is None
 
 
-def test_data_lies_beside_the_project_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_stands_for_what_the_environment_says_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEAP_DATA", raising=False)
-    beside = Path(paths.__file__).resolve().parents[2] / "shared" / "data"
-    assert paths.expand_variables("$LEAP_DATA/text") == f"{beside}/text"
+    assert paths.expand_variables("$LEAP_DATA/text") == "$LEAP_DATA/text"
     monkeypatch.setenv("LEAP_DATA", "/elsewhere")
     assert paths.expand_variables("${LEAP_DATA}/text") == "/elsewhere/text"
     assert paths.expand_variables("$NOBODY_SETS_THIS/x") == "$NOBODY_SETS_THIS/x"
