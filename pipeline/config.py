@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from leap.settings import LearnSettings
 from pipeline import number_types
+from pipeline.mappings import merge
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -127,6 +128,8 @@ class PriorConfig(Section):
 class LearnConfig(Section):
     like: str | None = None
     """Name of another entry of ``learn``: whatever is not given here is as there."""
+    published: bool = False
+    """Whether what ``settings`` does not give is as LEAP was published, in place of this project's defaults."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
     seeds: list[Annotated[int, Field(ge=0)]] = []
@@ -160,6 +163,18 @@ class LearnConfig(Section):
         """The learning run of one seed."""
         settings = dataclasses.replace(self.settings, seed=seed)
         return self.model_copy(update={"settings": settings, "seeds": []})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_settings(cls, entry: Any) -> Any:
+        """Fill in what partly given settings leave open, schedules among them."""
+        if not isinstance(entry, dict):
+            return entry
+        given = entry.get("settings", {})
+        if not isinstance(given, dict):
+            return entry
+        defaults = LearnSettings.published() if entry.get("published") is True else LearnSettings()
+        return {**entry, "settings": merge(dataclasses.asdict(defaults), given)}
 
     @model_validator(mode="after")
     def _seeds_are_named_once(self) -> LearnConfig:

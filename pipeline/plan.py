@@ -21,7 +21,17 @@ from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"like", "seeds", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+_FREE = {
+    "like",
+    "published",
+    "seeds",
+    "workers",
+    "threads",
+    "gpu",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "max_failures",
+}
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "benchmark": None,
         "learn": {
             "leap": {
+                "published": True,
                 "settings": {
                     "steps": 120,
                     "batch_rows": 4,

@@ -321,7 +321,7 @@ def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str
 def test_every_field_has_one_line_that_can_be_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fields"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "learn.NAME.settings.learning_rate  float = 0.001" in lines
+    assert "learn.NAME.settings.learning_rate  float = 0.01" in lines
     assert "data.calibration.share  [int, int] = [76, 88]" in lines
     assert "sparsities  list of float ≥ 0 < 1 = [0.5, 0.6]" in lines
     assert "evaluate.cloze  (or null)" in lines
@@ -371,7 +371,7 @@ def test_a_plan_of_a_model_that_cannot_be_reached_leaves_out_sizes_only(
     assert err == ""
     (line,) = [line for line in out.splitlines() if line.startswith("model.source:")]
     assert "no-such/model cannot be read" in line
-    for text in ("leap@0.6", "2.1\u00a0G", "4 GPU"):
+    for text in ("leap@0.6", "32.8\u00a0M", "4 GPU"):
         assert text in out
 
 
