@@ -34,12 +34,14 @@ def default_uri(runs: Path) -> str:
     """The store that all runs in a directory share.
 
     Raises:
-        UserError: this version of SQLAlchemy has no URI for that directory.
+        UserError: the directory's name means something else in a URI. Quoted, MLflow would make another directory.
     """
-    from sqlalchemy import URL, make_url
+    from sqlalchemy import make_url
 
     database = str(runs.resolve() / "mlflow.db")
-    uri = URL.create("sqlite", database=database).render_as_string()
+    uri = f"sqlite:///{database}"
     if make_url(uri).database != database:
-        raise UserError(f"output: {runs} cannot hold MLflow's database: choose a path without ? and %, or tracking.uri")
+        raise UserError(
+            f"output: {runs} cannot hold MLflow's database; choose a path without ? and %, or a tracking.uri"
+        )
     return uri

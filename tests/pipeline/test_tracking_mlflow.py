@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from pipeline.errors import UserError
 from pipeline.tracking import default_uri, make_tracker
 from pipeline.tracking.sync import sync
 from pipeline.tracking.system import SystemMetrics
@@ -81,7 +82,14 @@ def test_runs_are_nested_and_hold_everything(runs, client, tmp_path):
     assert info["ui_command"] == f"mlflow ui --backend-store-uri {info['uri']}"
 
 
-@pytest.mark.parametrize("name", ["question?mark", "percent 50%25", "hash #1", "größe; & [v2]"])
+@pytest.mark.parametrize("name", ["question?mark", "percent 50%25"])
+def test_a_directory_that_a_uri_cannot_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="choose a path without"):
+        make_tracker(None, "test", tmp_path / name / "tiny").start_run("tiny")
+    assert not (tmp_path / name / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", ["hash #1", "50% größe; & [v2]"])
 def test_the_store_lies_where_the_runs_are_whatever_the_directory_is_called(tmp_path, name):
     runs = tmp_path / name
     tracker, run = begin(runs, "tiny")
