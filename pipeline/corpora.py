@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import math
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.data
 from ray.data import Dataset
 
@@ -70,6 +70,13 @@ def _sources(config: CorpusConfig) -> list[str]:
     return [config.source] if isinstance(config.source, str) else list(config.source)
 
 
+def column(config: CorpusConfig) -> str:
+    """The column that :func:`read` has a corpus's documents in."""
+    files = expand(config)
+    made_here = kind(files[0]) == "txt" if files else describe(config) == "embedded"
+    return "text" if made_here else config.text_field
+
+
 def kind(file: str) -> str:
     """txt, jsonl or parquet."""
     ending = file.removesuffix(".gz").rsplit(".", 1)[-1]
@@ -100,7 +107,7 @@ def _commit(source: str) -> str:
 
 
 def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
-    """Documents of a corpus, column ``text``, in ``shards`` blocks where the source can be split.
+    """Documents of a corpus, in the column :func:`column`, in ``shards`` blocks where the source can be split.
 
     Raises:
         UserError: files are missing or of an unknown type.
@@ -118,18 +125,21 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
         return data.repartition(shards)
     else:
         data = ray.data.read_json(files, override_num_blocks=shards, lines=True)
-    field = config.text_field
-    return data if field == "text" else _renamed(data, field)
+    return data
 
 
-def _renamed(data: Dataset, field: str) -> Dataset:
-    return data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)  # type: ignore[arg-type]
+def text_of(value: Any) -> str | None:
+    """The text in a record's field; None where there is none: a null, an absent field or an empty text.
 
-
-def _rename(batch: dict[str, np.ndarray], field: str) -> dict[str, np.ndarray]:
-    if field not in batch:
-        raise UserError(f"text_field: no field {field}; the records have {', '.join(sorted(batch))}")
-    return {"text": batch[field]}
+    Raises:
+        TypeError: the field holds something else.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas has NaN for both
+        return None
+    if not isinstance(value, str):
+        kind = {"ndarray": "a list", "list": "a list", "dict": "a mapping"}.get(type(value).__name__, str(value)[:60])
+        raise TypeError(f"holds {kind}, not text")
+    return value or None
 
 
 def _paragraphs(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -179,9 +189,7 @@ def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
         )
     except Exception as error:  # the hub client raises a dozen kinds
         raise UserError(f"source: cannot read hub:{name}: {' '.join(str(error).split())[:300]}") from error
-    data = ray.data.from_huggingface(stream)
-    field = config.text_field
-    return data if field == "text" else _renamed(data, field)
+    return ray.data.from_huggingface(stream)
 
 
 def document_hash(text: str) -> str:

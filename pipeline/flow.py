@@ -110,6 +110,8 @@ class Flow:
                 key = f"evaluation.{role}" if role in config.data.evaluation else role
                 raise UserError(f"data.{key}.{error}") from error
             self._note(stage, cached=False)
+            if without := facts["records_without_text"]:
+                self.console.warn(f"data.{role}: {without} records without text were left out")
             self._stage_run.log_metrics({f"tokens_per_second.{role}": facts["tokens_per_second"]})
             self.console.say(
                 f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "

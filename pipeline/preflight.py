@@ -17,6 +17,7 @@ from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
+from pipeline.tracking import default_uri
 
 #: Text of local files up to this size is counted before a run, until there is enough: a few seconds at most.
 COUNTED_BYTES = 16 * 2**20
@@ -39,6 +40,11 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     if tokens > text.vocab_size:
         raise UserError(
             f"model.source: the tokenizer has {tokens} tokens and the model {text.vocab_size}; they do not fit"
+        )
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id >= text.vocab_size:
+        raise UserError(
+            f"model.source: the tokenizer's end-of-text token has number {tokenizer.eos_token_id}, beyond the model's "
+            f"{text.vocab_size} tokens"
         )
     if tokenizer.eos_token_id is None:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
@@ -67,7 +73,7 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
             continue
         key = f"data.{corpus_key(config, role)}"
         try:
-            local_text.check_field(files[0], corpus.text_field)
+            local_text.check_field(files, corpus.text_field)
             if sum(os.stat(file).st_size for file in files) > COUNTED_BYTES:
                 continue
             wanted = -(-corpus.tokens // length) * length
@@ -141,6 +147,8 @@ def _disk(plan: Plan, sizes: Sizes) -> None:
         except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
             raise UserError(f"output: {plan.config.output}: {' '.join(str(error).split())}") from error
         return
+    if plan.config.tracking.uri is None:
+        default_uri(Path(plan.config.output).expanduser())
     needed = sum(prior_bytes(m, sizes) for (m, _), stage in plan.priors.items() if stage.manifest() is None)
     needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
     needed += sum(reconstruct_bytes(sizes) for fit in plan.reconstructions if fit.stage.manifest() is None)

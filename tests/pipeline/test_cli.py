@@ -142,6 +142,8 @@ def fails(
         ("evaluate.task_directory=/no/such", "evaluate.task_directory", ["does not exist"]),
         ("output=/dev/null", "output", ["is a file"]),
         ("output=nosuch://bucket", "output", ["nosuch"]),
+        ("output=/tmp/what?", "output", ["/tmp/what?", "without ? and %"]),
+        ("output=/tmp/50%25", "output", ["/tmp/50%25", "without ? and %"]),
     ],
 )
 def test_a_wrong_value_ends_in_one_line(fails: SimpleNamespace, override: str, key: str, parts: list[str]) -> None:
@@ -186,8 +188,36 @@ def test_files_that_are_not_what_their_name_says(fails: SimpleNamespace) -> None
     (fails.directory / "c.parquet").write_text("text")
     said = [fails.of(f"data.heldout.source={fails.directory}/{name}") for name in ("a.jsonl", "b.jsonl", "c.parquet")]
     assert said[0] == "data.heldout.source: a.jsonl: line 1 is not a JSON record"
-    assert said[1] == "data.heldout.source: b.jsonl is empty"
+    assert said[1] == "data.heldout.source: b.jsonl: nothing but empty files"
     assert said[2].startswith("data.heldout.source: c.parquet is not a parquet file")
+
+
+def test_text_as_people_have_it(fails: SimpleNamespace) -> None:
+    """What is refused names file and line; a record without text is none, and skipped."""
+    files = fails.directory
+
+    def of(name: str, *lines: bytes) -> str:
+        (files / name).write_bytes(b"\n".join(lines) + b"\n")
+        values = f"{{source: {files}/{name}, share: [0, 100], tokens: 1000000}}"
+        return fails.of(f"data.heldout={values}").removeprefix("data.heldout.")
+
+    good = b'{"text": "the mask keeps a weight"}'
+    said = of("latin1.jsonl", good, '{"text": "café"}'.encode("latin-1"))
+    assert said == "source: latin1.jsonl: line 2 is not UTF-8; convert the file to it"
+    said = of("list.jsonl", good, b'{"text": [{"role": "user", "content": "a"}]}')
+    assert said == "text_field: line 2 of list.jsonl: text holds a list, not text"
+    assert of("number.jsonl", good, b'{"text": 5}') == "text_field: line 2 of number.jsonl: text holds 5, not text"
+    assert of("no.jsonl.gz", good).startswith("source: no.jsonl.gz cannot be read after line 0")
+    said = of("some.jsonl", good, b'{"text": null}', b'{"title": "none"}', b'{"text": ""}', good)
+    assert "some.jsonl has" in said
+    assert "in 2 documents" in said
+    pq.write_table(pa.table({"text": [["a"], ["b"]]}), files / "lists.parquet")
+    line = fails.of(f"data.heldout.source={files}/lists.parquet")
+    assert line == "data.heldout.text_field: a record of lists.parquet: text holds a list, not text"
+    (files / "a.jsonl").write_bytes(good)
+    (files / "b.jsonl").write_text('{"content": "a"}\n')
+    line = fails.of(f"data.heldout.source={files}/[ab].jsonl")
+    assert line == "data.heldout.text_field: no field text; the records of b.jsonl have content"
 
 
 @pytest.mark.parametrize("form", ["txt", "jsonl", "jsonl.gz", "parquet"])
