@@ -19,18 +19,12 @@ from pipeline.nano.corpus import bucket_of
 BATCH = 64
 
 
-def check_field(files: list[str], field: str) -> None:
-    """Check that the first record of each file has ``field``; text files have no fields.
+def check_field(file: str, field: str) -> bool:
+    """Check that the first record of a file has ``field``; text files have no fields. Whether there is any record.
 
     Raises:
-        UserError: one has not, all files are empty, or one cannot be read as what its name says.
+        UserError: it has not, or the file cannot be read as what its name says.
     """
-    if not [file for file in files if _has_field(file, field)]:
-        raise UserError(f"source: {', '.join(Path(file).name for file in files)[:200]}: nothing but empty files")
-
-
-def _has_field(file: str, field: str) -> bool:
-    """Whether a file holds records, which all have ``field`` then, or text."""
     form, name = corpora.kind(file), Path(file).name
     if form == "txt":
         return True

@@ -73,7 +73,8 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
             continue
         key = f"data.{corpus_key(config, role)}"
         try:
-            local_text.check_field(files, corpus.text_field)
+            if not [file for file in files if local_text.check_field(file, corpus.text_field)]:
+                raise UserError(f"source: {corpora.describe(corpus)[:200]}: nothing but empty files")
             if sum(os.stat(file).st_size for file in files) > COUNTED_BYTES:
                 continue
             wanted = -(-corpus.tokens // length) * length
