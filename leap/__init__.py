@@ -2,7 +2,7 @@
 
 import leap
 
-result = leap.prune(model, rows, sparsity=0.5, settings=leap.LearnSettings(steps=200, batch_rows=8))
+result = leap.prune(model, rows, sparsity=0.5)
 result.export("pruned/", tokenizer)
 """
 

@@ -1,6 +1,6 @@
 """Pruning a Hugging Face model in a notebook: one process, no pipeline.
 
-    result = leap.prune(model, rows, sparsity=0.5, settings=leap.LearnSettings(steps=200, batch_rows=8))
+    result = leap.prune(model, rows, sparsity=0.5)
     result.export("pruned/", tokenizer)
 
 The steps are those of the pipeline: a layer-wise prior, masks learned on frozen weights, an exact hard mask.
@@ -30,7 +30,7 @@ from leap.optimisers import Updater, logit_optimiser
 from leap.packed import pack, unpack
 from leap.schedules import warmup_then_cosine
 from leap.settings import LearnSettings
-from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
+from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block, prunable_linears
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def prune(
         model: any causal LM whose decoder blocks hold ``nn.Linear`` layers.
         rows: token ids [R, S] without padding. Training goes through them in order and over again.
         sparsity: share of the prunable weights in the decoder blocks to remove, in [0, 1).
-        settings: of the learning; LEAP's published values by default, which are meant for long runs.
+        settings: of the learning; by default those that suit the model and its rows, see ``LearnSettings.for_rows``.
         prior_rows: how many of the rows the layer-wise prior looks at.
         prior_options: keyword arguments of the prior's method.
         prior: what :func:`layerwise_prior` returned for this model, sparsity and prior, to save its time.
@@ -114,13 +114,15 @@ def prune(
             with layers that do not run once in a forward pass.
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    settings = settings or LearnSettings()
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2 or rows.is_floating_point():
         raise ValueError(f"rows must be token ids [R, S] with S >= 2, not {rows.dtype} {list(rows.shape)}")
     blocks = block_weights(model)
     if not allow_dense and (reason := blocks.refusal()):
         raise ValueError(f"{type(model).__name__}: {reason}; say allow_dense=True to prune what can be")
     check_finite(model.named_parameters())
+    if settings is None:
+        weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
+        settings = LearnSettings.for_rows(len(rows), weights)
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
     gate, dtype = BernoulliGate(settings), logit_optimiser(settings).dtype
     was_training = model.training

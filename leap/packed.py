@@ -1,11 +1,13 @@
 """Masks at one bit per weight in a safetensors file.
 
 A mask [out, in] is stored as uint8 [⌈out·in / 8⌉]: row-major, the lowest bit first, 1 = kept. The file's metadata holds
-the shapes and whatever identifies the model the masks belong to.
+the shapes, whatever identifies the model the masks belong to, and a hash of the whole file. Equal masks and facts make
+equal files, byte for byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,13 @@ from torch import Tensor
 
 #: Name of the file beside the weights of an exported model.
 FILE_NAME = "masks.safetensors"
-_FORMAT = "leap-masks-1"
+#: The one key of the metadata: safetensors writes several in random order.
+_KEY = "leap-masks"
+_VERSION = 2
+#: What version 0.1.0 wrote: a key for each of ``format``, ``shapes`` and ``about``, and no hash.
+_UNCHECKED = "leap-masks-1"
+#: Stands for the hash while the file is hashed.
+_NO_HASH = "0" * 64
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -49,8 +57,44 @@ def save_masks(path: Path, masks: Iterator[tuple[str, Tensor]], about: dict[str,
     tensors, shapes = {}, {}
     for name, mask in masks:
         tensors[name], shapes[name] = pack(mask), list(mask.shape)
-    metadata = {"format": _FORMAT, "shapes": json.dumps(shapes), "about": json.dumps(about)}
-    save_file(tensors, path, metadata=metadata)
+    facts = {"version": _VERSION, "sha256": _NO_HASH, "shapes": shapes, "about": about}
+    save_file(tensors, path, metadata={_KEY: json.dumps(facts)})
+    digest = _hash(path, _NO_HASH)
+    with path.open("r+b") as file:
+        file.seek(_header(path).index(_NO_HASH.encode()))
+        file.write(digest.encode())
+
+
+def _header(path: Path) -> bytes:
+    """What stands before the tensors."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        return length + file.read(int.from_bytes(length, "little"))
+
+
+def _hash(path: Path, digest: str) -> str:
+    """SHA-256 of a file with zeros in place of the first ``digest`` in its header."""
+    header = _header(path)
+    found = hashlib.sha256(header.replace(digest.encode(), _NO_HASH.encode(), 1))
+    with path.open("rb") as file:
+        file.seek(len(header))
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _checked(path: Path, text: str | None) -> dict[str, Any]:
+    """The facts in the metadata of a file that is what was written."""
+    if text is None:
+        raise ValueError(f"{path} is not a mask file of format {_KEY}")
+    try:
+        facts = json.loads(text)
+        whole = facts["version"] == _VERSION and _hash(path, facts["sha256"]) == facts["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} was altered, its hash does not fit")
+    return facts
 
 
 class MaskFile:
@@ -61,7 +105,7 @@ class MaskFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is something else.
+        ValueError: the file is something else, cut off or altered.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,13 +114,15 @@ class MaskFile:
             path /= FILE_NAME
         try:
             self._file = safe_open(path, framework="pt")
+            metadata = self._file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a mask file: {error}") from error
-        metadata = self._file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a mask file of format {_FORMAT}")
-        self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-        self.about: dict[str, Any] = json.loads(metadata["about"])
+        if metadata.get("format") == _UNCHECKED:
+            metadata = {name: json.loads(metadata[name]) for name in ("shapes", "about")}
+        else:
+            metadata = _checked(path, metadata.get(_KEY))
+        self.shapes: dict[str, list[int]] = metadata["shapes"]
+        self.about: dict[str, Any] = metadata["about"]
 
     def __getitem__(self, layer: str) -> Tensor:
         """Boolean mask [out, in] of a layer. Raises KeyError where the file has none of this name."""

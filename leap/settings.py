@@ -1,10 +1,14 @@
-"""Everything that decides how masks are learned, with the published values of LEAP (arXiv 2605.17289) as defaults."""
+"""Everything that decides how masks are learned.
+
+The defaults are the best that is known for budgets of up to some ten million tokens (docs/log.md);
+:meth:`LearnSettings.published` gives the published values of LEAP (arXiv 2605.17289), which are meant for two billion.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from leap.schedules import Schedule
 from leap.validation import NO_UNKNOWN_KEYS, check_choices
@@ -24,10 +28,10 @@ class DensityControl:
 
     __pydantic_config__ = NO_UNKNOWN_KEYS
 
-    kind: Literal["penalty", "lagrangian"] = "penalty"
+    kind: Literal["penalty", "lagrangian"] = "lagrangian"
     """``penalty``: weight·|density − target|, LEAP's loss. ``lagrangian``: augmented, with a learned multiplier."""
-    weight: float = 7.0
-    """λ1 of the penalty, or c in the augmented Lagrangian λ·gap + c/2·gap²; the latter wants 100 and more."""
+    weight: float = 100.0
+    """λ1 of the penalty (published: 7), or c in the augmented Lagrangian λ·gap + c/2·gap²; the latter wants 100."""
     relaxation: float = 0.1
     """Lagrangian: share of the run in which λ takes over what c·gap exerts; λ += c·gap / (relaxation·steps) a step."""
     of: Literal["sampled", "expected"] = "sampled"
@@ -51,36 +55,36 @@ class LearnSettings:
 
     __pydantic_config__ = NO_UNKNOWN_KEYS
 
-    steps: int = 2000
+    steps: int = 300
     """Optimiser steps."""
-    batch_rows: int = 256
+    batch_rows: int = 8
     """Rows in a global batch."""
     microbatch_rows: int = 1
     """Rows in one forward and backward pass. Each micro-batch draws its own noise."""
-    noise: bool = True
+    noise: bool = False
     """Logistic noise on the logits (a Bernoulli gate); without it the gate is σ(scale · logit / temperature)."""
-    temperature: Schedule = field(default_factory=lambda: Schedule(start=4.0, end=0.05))
+    temperature: Schedule = field(default_factory=lambda: Schedule(start=0.3, end=0.02, shape="exponential"))
     """Temperature τ of the gate."""
-    scale: Schedule = field(default_factory=lambda: Schedule(start=25.0, end=350.0))
+    scale: Schedule = field(default_factory=lambda: Schedule(start=1.0, end=1.0))
     """Scale κ of the logits."""
-    prior: Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps"] = "wanda"
+    prior: Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps"] = "admm"
     """Layer-wise method whose mask the logits start from."""
-    prior_strength: float = 3.0
+    prior_strength: float = 10.0
     """Distance of the first logits from zero, in units of init_std."""
-    prior_grading: Literal["sign", "rank"] = "sign"
+    prior_grading: Literal["sign", "rank"] = "rank"
     """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     weights: Literal["dense", "prior"] = "dense"
     """Weights that masks are learned over: the model's own, or ``prior``: its new values where it keeps a weight.
 
     The second takes the bytes of one more weight matrix; the dense model stays what is distilled from.
     """
-    init_std: float = 0.014
+    init_std: float = 0.1
     """Standard deviation of the Gaussian that breaks ties among the first logits."""
     optimiser: Optimiser = "adam8bit"
     """Adam, with 6 bytes per logit for it and both moments in 16 bits, 4 with bfloat16 logits too, 12 for ``adam``."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.01
     """Peak learning rate of the optimiser of the logits."""
-    matrix_rate: float = 0.0
+    matrix_rate: float = 0.05
     """Peak learning rate of a step that all logits of a matrix make together; it moves sparsity between matrices.
 
     Where ``scope`` fixes the sparsity of each, no such step is made.
@@ -93,9 +97,9 @@ class LearnSettings:
     """Decay rates of Adam's moments."""
     density: DensityControl = field(default_factory=DensityControl)
     """Control of the density during training."""
-    weight_reward: float = 10.0
+    weight_reward: float = 0.0
     """λ2: reward, fading linearly over the run, for ‖M⊙W‖_F summed over layers relative to ‖W‖_F."""
-    distillation: float = 0.0
+    distillation: float = 1.0
     """Share of the loss that is KL(dense ‖ masked) on the output distribution; the rest is cross-entropy."""
     hidden_distillation: float = 0.0
     """Weight of the distance from the dense model's hidden states after each block, squared, by their variance."""
@@ -132,6 +136,47 @@ class LearnSettings:
             raise ValueError(f"{self.optimiser} wants betas[0]**2 < betas[1] <= 0.99 (adam does not), not {self.betas}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
+
+    @classmethod
+    def published(cls, **changes: Any) -> LearnSettings:
+        """LEAP's published values, but for ``changes``; they want their 2000 steps of 256 rows of 4096 tokens."""
+        values: dict[str, Any] = {
+            "steps": 2000,
+            "batch_rows": 256,
+            "microbatch_rows": 1,
+            "noise": True,
+            "temperature": Schedule(start=4.0, end=0.05),
+            "scale": Schedule(start=25.0, end=350.0),
+            "prior": "wanda",
+            "prior_strength": 3.0,
+            "prior_grading": "sign",
+            "init_std": 0.014,
+            "learning_rate": 1e-3,
+            "matrix_rate": 0.0,
+            "warmup_steps": 5,
+            "final_rate": 0.0,
+            "betas": (0.9, 0.95),
+            "density": DensityControl(kind="penalty", weight=7.0),
+            "weight_reward": 10.0,
+            "distillation": 0.0,
+        }
+        return cls(**values | changes)
+
+    @classmethod
+    def for_rows(cls, rows: int, weights: int) -> LearnSettings:
+        """The defaults with the steps and the step size that suit a model and its calibration rows.
+
+        Steps go through the rows once, but there are 100 to 1000. A small model's logits want larger steps: 0.1 was
+        best with a million weights and 0.01 with a hundred million (docs/log.md), and the rate falls with the root
+        between them.
+
+        Args:
+            rows: how many calibration rows there are.
+            weights: how many weights can be pruned.
+        """
+        steps = min(max(-(-rows // cls.batch_rows), 100), 1000)
+        rate = min(max(0.1 * math.sqrt(1e6 / max(weights, 1)), 0.01), 0.1)
+        return cls(steps=steps, learning_rate=rate, matrix_rate=min(5 * rate, 0.1))
 
     @property
     def microbatches(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import UserError
+from pipeline.origin import Origin
 from pipeline.records import MEANS
 from pipeline.reporting import RunResults
 from pipeline.reporting.html import page
@@ -106,6 +107,7 @@ def _row(run: Any, parent: str, several: bool) -> dict[str, Any]:
         "measured_on": tags.get(MEASURED_ON, ""),
         "context_length": params.get("context_length", "?"),
         "method": params["method"],
+        "origin": params.get("origin") or _origin(target, metrics),
         "target_sparsity": target,
         "scope": params["scope"],
         "weights_changed": params["weights_changed"] == "True",
@@ -127,6 +129,13 @@ def _row(run: Any, parent: str, several: bool) -> dict[str, Any]:
             if key in metrics
         },
     }
+
+
+def _origin(target: float | None, metrics: Mapping[str, float]) -> Origin:
+    """The origin of a row that version 0.1.0 recorded without."""
+    if target is None:
+        return "dense"
+    return "learned" if metrics.get("training_tokens") else "layer-wise"
 
 
 def _named(metrics: Iterable[str], prefix: str) -> list[str]:

@@ -9,10 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from leap.settings import LearnSettings
 from pipeline import number_types
+from pipeline.mappings import merge
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]
+
+
+#: Bytes of a recipe's name, which directories and runs are named after.
+NAME_BYTES = 100
 
 
 class Section(BaseModel):
@@ -43,12 +48,9 @@ class ModelConfig(Section):
 
 class CorpusConfig(Section):
     source: str | list[str] = "embedded"
-    """``embedded``, ``hub:DATASET``, or files: txt, jsonl, parquet; globs, URIs and $VARIABLES are expanded.
-
-    $LEAP_DATA is ``shared/data`` beside the project's folder where the environment does not set it.
-    """
+    """``embedded``, ``hub:DATASET``, or files: txt, jsonl, parquet; globs, URIs and $VARIABLES are expanded."""
     fallback: Literal["embedded"] | None = None
-    """What to read, with a warning, where no file of ``source`` exists."""
+    """What to read, with a warning, where no file of ``source`` exists. In the table it has the name ``embedded``."""
     text_field: str = "text"
     """Field of a json or parquet record that holds the document."""
     subset: str | None = None
@@ -129,6 +131,8 @@ class PriorConfig(Section):
 class LearnConfig(Section):
     like: str | None = None
     """Name of another entry of ``learn``: whatever is not given here is as there."""
+    published: bool = False
+    """Whether what ``settings`` does not give is as LEAP was published, in place of this project's defaults."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
     seeds: list[Annotated[int, Field(ge=0)]] = []
@@ -162,6 +166,18 @@ class LearnConfig(Section):
         """The learning run of one seed."""
         settings = dataclasses.replace(self.settings, seed=seed)
         return self.model_copy(update={"settings": settings, "seeds": []})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_settings(cls, entry: Any) -> Any:
+        """Fill in what partly given settings leave open, schedules among them."""
+        if not isinstance(entry, dict):
+            return entry
+        given = entry.get("settings", {})
+        if not isinstance(given, dict):
+            return entry
+        defaults = LearnSettings.published() if entry.get("published") is True else LearnSettings()
+        return {**entry, "settings": merge(dataclasses.asdict(defaults), given)}
 
     @model_validator(mode="after")
     def _seeds_are_named_once(self) -> LearnConfig:
@@ -303,6 +319,22 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Experiment tracking."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, value: str) -> str:
+        if not value.strip() or value.startswith(".") or any(c in "/\\" or not c.isprintable() for c in value):
+            raise ValueError(f"must be the name of one folder, without slashes and not with a dot first, not {value!r}")
+        if len(value.encode()) > NAME_BYTES:
+            raise ValueError(f"must be at most {NAME_BYTES} bytes long, not {len(value.encode())}")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError(f"must be a directory or a URI, not {value!r}; . is the current directory")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.learn and self.model.dtype == "float16":
@@ -310,8 +342,11 @@ class RunConfig(Section):
                 "model.dtype: gradients underflow in float16 without loss scaling, which learning does not do; "
                 "choose bfloat16 or float32, or learn: null for each entry"
             )
-        if not self.sparsities or len(set(self.sparsities)) != len(self.sparsities):
-            raise ValueError(f"sparsities must be one or more different numbers, not {self.sparsities}")
+        # Names of variants and directories show six digits.
+        if not self.sparsities or len({f"{sparsity:g}" for sparsity in self.sparsities}) != len(self.sparsities):
+            raise ValueError(
+                f"sparsities must be one or more numbers that differ in their first six digits, not {self.sparsities}"
+            )
         if self.prior.pattern:
             keep, group = self.prior.pattern
             if any(abs(sparsity - (1 - keep / group)) > 1e-6 for sparsity in self.sparsities):

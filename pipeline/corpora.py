@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import math
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.data
 from ray.data import Dataset
 
+from pipeline import content, hub
 from pipeline.config import CorpusConfig
 from pipeline.errors import UserError
 from pipeline.nano import corpus as embedded
@@ -25,24 +28,15 @@ def expand(config: CorpusConfig) -> list[str] | None:
     """The files or URIs of a corpus in a fixed order; none for the embedded text or a hub data set.
 
     Raises:
-        UserError: a file does not exist and there is no fallback, or its type is not readable.
+        UserError: a file does not exist, or its type is not readable.
     """
     sources = _sources(config)
     if sources == ["embedded"] or sources[0].startswith("hub:"):
         return None
-    files: list[str] = []
-    missing = ""
-    for source in sources:
-        path = expand_variables(source)
-        if "://" in path:
-            files.append(path)
-            continue
-        found = sorted(glob.glob(os.path.expanduser(path)))
-        missing = missing or ("" if found else source)
-        files += [str(Path(f).resolve()) for f in found]
-    if missing and not files and config.fallback:
-        return None
-    if missing:
+    found = {source: _files(source) for source in sources}
+    files = [file for some in found.values() for file in some]
+    missing = next((source for source, some in found.items() if not some), None)
+    if missing is not None:
         # Some of several files is not what a table should be made from, fallback or not.
         unset = " (the variable is not set)" if "$" in expand_variables(missing) else ""
         raise UserError(f"source: no file matches {missing}{unset}; give existing files, embedded or hub:NAME")
@@ -55,13 +49,32 @@ def expand(config: CorpusConfig) -> list[str] | None:
     return files
 
 
-def uses_fallback(config: CorpusConfig) -> bool:
-    """Whether the embedded text stands in for files that do not exist."""
-    return _sources(config) != ["embedded"] and describe(config) == "embedded"
+def is_absent(config: CorpusConfig) -> bool:
+    """Whether a corpus is to be read from files and none of them exists."""
+    sources = _sources(config)
+    return sources != ["embedded"] and not sources[0].startswith("hub:") and not any(map(_files, sources))
+
+
+def _files(source: str) -> list[str]:
+    """The files that a path, a pattern or a URI stands for."""
+    path = expand_variables(source)
+    if "://" in path:
+        return [path]
+    path = os.path.expanduser(path)
+    # What exists is no pattern, whatever brackets are in its name.
+    found = [path] if os.path.exists(path) else sorted(glob.glob(path))
+    return [str(Path(file).resolve()) for file in found]
 
 
 def _sources(config: CorpusConfig) -> list[str]:
     return [config.source] if isinstance(config.source, str) else list(config.source)
+
+
+def column(config: CorpusConfig) -> str:
+    """The column that :func:`read` has a corpus's documents in."""
+    files = expand(config)
+    made_here = kind(files[0]) == "txt" if files else describe(config) == "embedded"
+    return "text" if made_here else config.text_field
 
 
 def kind(file: str) -> str:
@@ -79,16 +92,22 @@ def describe(config: CorpusConfig) -> str:
 
 
 def content_key(config: CorpusConfig) -> list[Any]:
-    """What a corpus's content is known by without reading it: files with size and time, or the name of its source."""
+    """What tells a corpus's content from any other: hashes of its files, a commit, versions of what is read."""
     files = expand(config)
-    if files is None:
-        return [describe(config)]
-    local = [(f, os.stat(f).st_size, int(os.stat(f).st_mtime)) if "://" not in f else (f, 0, 0) for f in files]
-    return [list(entry) for entry in local]
+    if files is not None:
+        return content.of_places(files)
+    source = describe(config)
+    if source == "embedded":
+        return [source, platform.python_version(), *map(version, embedded.RUNTIME_PACKAGES)]
+    return [source, _commit(source)]
+
+
+def _commit(source: str) -> str:
+    return hub.commit("dataset", source.removeprefix("hub:"), None)
 
 
 def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
-    """Documents of a corpus, column ``text``, in ``shards`` blocks where the source can be split.
+    """Documents of a corpus, in the column :func:`column`, in ``shards`` blocks where the source can be split.
 
     Raises:
         UserError: files are missing or of an unknown type.
@@ -106,18 +125,21 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
         return data.repartition(shards)
     else:
         data = ray.data.read_json(files, override_num_blocks=shards, lines=True)
-    field = config.text_field
-    return data if field == "text" else _renamed(data, field)
+    return data
 
 
-def _renamed(data: Dataset, field: str) -> Dataset:
-    return data.map_batches(_rename, fn_kwargs={"field": field}, batch_size=None)  # type: ignore[arg-type]
+def text_of(value: Any) -> str | None:
+    """The text in a record's field; None where there is none: a null, an absent field or an empty text.
 
-
-def _rename(batch: dict[str, np.ndarray], field: str) -> dict[str, np.ndarray]:
-    if field not in batch:
-        raise UserError(f"text_field: no field {field}; the records have {', '.join(sorted(batch))}")
-    return {"text": batch[field]}
+    Raises:
+        TypeError: the field holds something else.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas has NaN for both
+        return None
+    if not isinstance(value, str):
+        kind = {"ndarray": "a list", "list": "a list", "dict": "a mapping"}.get(type(value).__name__, str(value)[:60])
+        raise TypeError(f"holds {kind}, not text")
+    return value or None
 
 
 def _paragraphs(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -158,13 +180,16 @@ def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
     name = config.source.removeprefix("hub:")
     try:
         stream = load_dataset(
-            name, config.subset, split=config.split, streaming=True, trust_remote_code=trust_remote_code or None
+            name,
+            config.subset,
+            split=config.split,
+            revision=_commit(config.source),
+            streaming=True,
+            trust_remote_code=trust_remote_code or None,
         )
     except Exception as error:  # the hub client raises a dozen kinds
         raise UserError(f"source: cannot read hub:{name}: {' '.join(str(error).split())[:300]}") from error
-    data = ray.data.from_huggingface(stream)
-    field = config.text_field
-    return data if field == "text" else _renamed(data, field)
+    return ray.data.from_huggingface(stream)
 
 
 def document_hash(text: str) -> str:

@@ -27,6 +27,8 @@ Line = tuple[str, str, list[StageDir], float | None, float | None]
 def list_recipes() -> None:
     """The recipes with their model, sparsities and purpose."""
     table = _table("recipe", "model", "sparsities", "why")
+    for column in table.columns[:2]:
+        column.no_wrap = True  # names are to be copied
     for name in recipe.names():
         config = recipe.load(name)
         table.add_row(Text(name, style="bold"), config.model.source, _sparsities(config), config.why)
@@ -56,6 +58,7 @@ def show_plan(config: RunConfig) -> None:
     """
     console = Console()
     plan = make_plan(config)
+    config = plan.config
     trouble: UserError | None = None
     try:
         sizes = measure(config)

@@ -10,8 +10,9 @@ from typing import Any
 import ray
 
 from pipeline import ray_cluster, records
-from pipeline.errors import UserError
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.checksums import FILES
+from pipeline.errors import DamagedError, UserError
+from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
 from pipeline.progress import Board, Console, TrainingProgress
@@ -37,10 +38,11 @@ class Flow:
         self.plan, self.console, self._run = plan, console, run
         self._stage_run = run
         self.timings: list[dict[str, Any]] = []
+        self._anew: set[StageDir] = set()
         self.started = time.time()
 
     def execute(self, last: str = "benchmark") -> None:
-        """Run everything that is not finished yet.
+        """Run everything that is not finished yet, and anew what is damaged.
 
         Args:
             last: the kind of stage to stop after.
@@ -49,6 +51,13 @@ class Flow:
             UserError: something the user gave does not work, found only now (a corpus that is too small, say).
             TrainingError: the loss of a learning run is not finite.
         """
+        while True:
+            try:
+                return self._execute(last)
+            except DamagedError as error:  # found by who reads it: work on a remote store, say
+                self._forget(next((s for s in self.plan.stages if s.uri_of() == error.work), None), error)
+
+    def _execute(self, last: str) -> None:
         for title, step in (
             ("calibrate", self._calibrate),
             ("prior", self._priors),
@@ -71,10 +80,22 @@ class Flow:
             self.console.say(f"  {stage.name}  {seconds:.1f} s", "finished", item=stage.name, seconds=seconds)
 
     def _cached(self, stage: StageDir) -> bool:
+        if damage := stage.damage():
+            self._forget(stage, damage)
         if stage.manifest() is None:
             return False
-        self._note(stage, cached=True)
+        if stage.name not in {timing["name"] for timing in self.timings}:
+            self._note(stage, cached=True)
         return True
+
+    def _forget(self, stage: StageDir | None, damage: DamagedError) -> None:
+        """Take damaged work for unfinished. Not of this plan, or damaged again, it is the user's to delete."""
+        if stage is None or stage in self._anew:
+            raise damage
+        self._anew.add(stage)
+        self.console.warn(f"{damage.what}; {stage.name} is made anew")
+        stage.forget()
+        self.timings = [timing for timing in self.timings if timing["name"] != stage.name]
 
     def _calibrate(self) -> None:
         config = self.plan.config
@@ -89,6 +110,8 @@ class Flow:
                 key = f"evaluation.{role}" if role in config.data.evaluation else role
                 raise UserError(f"data.{key}.{error}") from error
             self._note(stage, cached=False)
+            if without := facts["records_without_text"]:
+                self.console.warn(f"data.{role}: {without} records without text were left out")
             self._stage_run.log_metrics({f"tokens_per_second.{role}": facts["tokens_per_second"]})
             self.console.say(
                 f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "
@@ -108,14 +131,20 @@ class Flow:
             if not self._cached(stage):
                 task = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=1)(function)
                 running[task.remote(stage, *arguments)] = stage
-        total = len(running)
+        total, damaged = len(running), None
         while running:
             finished, _ = ray.wait(list(running), num_returns=1, timeout=5)
             for reference in finished:
                 stage = running.pop(reference)
-                _get(reference)
-                self._note(stage, cached=False)
+                try:
+                    _get(reference)
+                except DamagedError as error:  # what does not read that goes on
+                    damaged = error
+                else:
+                    self._note(stage, cached=False)
             self.console.progress(title, total - len(running), total, "done")
+        if damaged:
+            raise damaged
 
     def _priors(self) -> None:
         config = self.plan.config
@@ -133,11 +162,12 @@ class Flow:
         for work in self.plan.learns:
             if self._cached(work.stage):
                 with _learning_run(self._stage_run, work) as child:
-                    Curves(child).fill(Checkpoint(work.stage.uri_of("checkpoints")).facts["history"])
+                    Curves(child).fill(Checkpoint(work.stage.uri_of(FOLDER)).facts["history"])
             else:
                 waiting.append(work)
         cpus = ray.cluster_resources().get("CPU", 1)
         running: list[_Learning] = []
+        damaged = None
         while waiting or running:
             while waiting:
                 # Side by side as far as the CPUs go; on GPUs one at a time, each over all workers.
@@ -148,9 +178,16 @@ class Flow:
                 running.append(_Learning(self.plan, waiting.pop(0), self.console, self._stage_run))
             time.sleep(0.2)
             for learning in list(running):
-                if learning.poll():
-                    running.remove(learning)
+                try:
+                    if not learning.poll():
+                        continue
+                except DamagedError as error:
+                    damaged = error
+                else:
                     self._note(learning.work.stage, cached=False)
+                running.remove(learning)
+        if damaged:
+            raise damaged
 
     def _reconstruct(self) -> None:
         config = self.plan.config
@@ -259,7 +296,7 @@ class _Learning:
             prior=work.prior,
             board=self._board,
         )
-        found = Checkpoint.find(work.stage.uri_of("checkpoints"))
+        found = Checkpoint.find(work.stage.uri_of(FOLDER))
         self._curves = Curves(self._run)
         if found:
             console.say(f"  {work.stage.name} continues at step {found.step}")
@@ -274,6 +311,8 @@ class _Learning:
         for event in ray.get(self._board.drain.remote()):
             if "error" in event:
                 self._error = event
+            elif "warning" in event:
+                self._console.warn(f"{self.work.stage.name}: {event['warning']}")
             elif "loss" in event:
                 self._progress.show(event)
                 self._curves.add(event)
@@ -287,10 +326,11 @@ class _Learning:
                 f"{self._error['last_checkpoint']} is kept in {self.work.stage.uri_of('checkpoints')}. "
                 f"Lower learn.{self.work.name}.settings.learning_rate or check the calibration text"
             )
+        saved = Checkpoint(self.work.stage.uri_of(FOLDER))
         with self.work.stage.work(keep=True) as (_, facts):
-            facts["seconds"] = round(time.time() - self._began, 3)
+            facts |= {"seconds": round(time.time() - self._began, 3), FILES: saved.files()}
         # Steps whose worker was killed before it could tell of them.
-        self._curves.fill(Checkpoint(self.work.stage.uri_of("checkpoints")).facts["history"])
+        self._curves.fill(saved.facts["history"])
         self._run.end()
         ray.kill(self._board)
         return True
@@ -308,9 +348,19 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while isinstance(cause, ray.exceptions.RayTaskError):
-            cause = cause.cause
-        if isinstance(cause, (UserError, ValueError)):
+        cause = _cause(error)
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError):
             raise UserError(str(cause)) from error
         raise
+
+
+def _cause(error: Any) -> Any:
+    """What a task or the workers of a learning run failed with, out of all that Ray wraps it in."""
+    while True:
+        failures = getattr(error, "worker_failures", {})
+        inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None), *failures.values()]
+        if not any(inner):
+            return error
+        error = next(filter(None, inner))

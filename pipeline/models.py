@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -16,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_safetensors_metadata
-from huggingface_hub.utils import get_session
+from huggingface_hub import get_safetensors_metadata
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files, load_gguf
 from leap.checkpoint import check_tensors as compare_tensors
 from leap.checkpoint import meta_model as build_on_meta
+from pipeline import content, hub
 from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 
+#: Of the files that say what a model is: weights, configuration, tokenizer, code that comes with it.
+_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
 EMBEDDED = Path(__file__).parent / "nano" / "model"
 
 
@@ -56,7 +56,7 @@ def locate(config: ModelConfig) -> str:
 def load_config(config: ModelConfig) -> Any:
     """The model's Hugging Face configuration."""
     # The first thing that is read of a model: without a network it fails here at once, not after minutes of retries.
-    offline = not Path(locate(config)).is_dir() and not _hub_answers()
+    offline = not Path(locate(config)).is_dir() and not hub.answers()
     return _from_pretrained(AutoConfig, config, local_files_only=offline)
 
 
@@ -123,7 +123,7 @@ def check_tensors(config: ModelConfig) -> None:
         UserError: they do not.
     """
     source = locate(config)
-    if Path(source).is_dir() or not _hub_answers():
+    if Path(source).is_dir() or not hub.answers():
         found = checkpoint(config)
         with _as_user_error():
             found.check_finite()
@@ -151,32 +151,12 @@ def _as_user_error() -> Iterator[None]:
         raise UserError(f"model.source: {error}") from error
 
 
-@functools.cache
-def _hub_answers() -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the client raises, a proxy or a missing network among the reasons
-        return False
-    return True
-
-
 def identity(config: ModelConfig) -> str:
-    """What tells this model from any other: the revision of a hub name, else a hash over the files.
-
-    Large files count with their size, their head (names and shapes of tensors) and samples from all over.
-    """
+    """What tells this model from any other: the commit of a hub name, else a hash over the whole of its files."""
     source = locate(config)
     if not Path(source).is_dir():
-        return f"{source}@{config.revision or 'main'}"
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(source).iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"}):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for i in range(64):
-                file.seek(size * i // 64)
-                digest.update(file.read(1 << 16))
-    return digest.hexdigest()[:16]
+        return f"{source}@{hub.commit('model', source, config.revision)}"
+    return content.of_directory(source, _SUFFIXES)
 
 
 def _converted_gguf(package: str) -> Path:

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from leap.layerwise import METHODS
-from pipeline import corpora, models
+from pipeline import corpora, fallbacks, models
 from pipeline.config import CorpusConfig, LearnConfig, RunConfig
 from pipeline.errors import UserError
+from pipeline.origin import BY_STAGE, Origin
 from pipeline.paths import expand_variables
 from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir, fingerprint
 
 #: Settings of a learning run that do not change what it learns.
-_FREE = {"like", "seeds", "workers", "threads", "gpu", "activation_checkpointing", "checkpoint_every", "max_failures"}
+_FREE = {
+    "like",
+    "published",
+    "seeds",
+    "workers",
+    "threads",
+    "gpu",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "max_failures",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,11 @@ class Variant:
     @property
     def name(self) -> str:
         return variant_name(self.method, self.seed, self.sparsity)
+
+    @property
+    def origin(self) -> Origin:
+        """How it comes about."""
+        return BY_STAGE[self.made_by.stage] if self.made_by else "dense"
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,9 @@ class SpeedWork:
 @dataclass
 class Plan:
     config: RunConfig
+    """With the embedded text in place of files that do not exist."""
+    notes: list[str] = field(default_factory=list)
+    """What a user has to be told of that."""
     corpora: dict[str, tuple[StageDir, CorpusConfig, list[str]]] = field(default_factory=dict)
     """By role: stage, settings, roles it must share no document with; in the order they have to be made."""
     priors: dict[tuple[str, float], StageDir] = field(default_factory=dict)
@@ -130,7 +150,8 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         UserError: the model or a file does not exist.
     """
-    plan = Plan(config)
+    config, notes = fallbacks.resolve(config)
+    plan = Plan(config, notes)
     uri = config.output if "://" in config.output else str(Path(config.output).expanduser().resolve())
     uri = f"{uri}/{config.name}"
     identity = models.identity(config.model)
@@ -234,7 +255,9 @@ def _first_text(config: RunConfig) -> str:
 
 def _plan_measurements(plan: Plan, place: Callable[..., StageDir], model: list[str]) -> None:
     config, settings = plan.config, plan.config.evaluate
-    tasks: dict[str, tuple[str, list[object]]] = {n: (spec, [n, spec]) for n, spec in task_specs(config).items()}
+    tasks: dict[str, tuple[str, list[object]]] = {
+        name: (spec, [name, _task_content(config, spec)]) for name, spec in task_specs(config).items()
+    }
     if settings.cloze:
         corpus = plan.corpora[_first_text(config)][0]
         plan.cloze = place("cloze", "", evaluate.VERSION, settings.cloze, corpus.key, config.seed)
@@ -265,6 +288,18 @@ def task_specs(config: RunConfig) -> dict[str, str]:
     if directory is None:
         return {} if config.evaluate.task_directory else {name: name for name in config.evaluate.tasks}
     return {name: f"{directory}/{name}" for name in config.evaluate.tasks}
+
+
+def _task_content(config: RunConfig, spec: str) -> object:
+    """What a task's results depend on besides its name: a local one's files, else the version of lm-eval."""
+    if config.evaluate.task_directory is None:
+        return version("lm-eval")
+    from pipeline.evaluation.tasks import task_content  # lm-eval takes seconds to import
+
+    try:
+        return task_content(spec)
+    except ValueError:  # there is no such task, which the checks before a run say
+        return spec
 
 
 def task_directory(config: RunConfig) -> Path | None:

@@ -19,6 +19,7 @@ from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Plan, corpus_key, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
+from pipeline.tracking import default_uri
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         raise UserError(
             f"model.source: the tokenizer has {tokens} tokens and the model {text.vocab_size}; they do not fit"
         )
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id >= text.vocab_size:
+        raise UserError(
+            f"model.source: the tokenizer's end-of-text token has number {tokenizer.eos_token_id}, beyond the model's "
+            f"{text.vocab_size} tokens"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
     for name in ("eos_token", "bos_token", "pad_token"):
@@ -55,7 +61,7 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
             )
     if config.evaluate.cloze and not config.data.evaluation:
         raise UserError("evaluate.cloze: needs a text in data.evaluation")
-    warnings = _corpora(plan) + _tasks(config)
+    warnings = plan.notes + _tasks(config)
     sizes = measure(config)
     if not config.model.allow_dense and (reason := sizes.weights.refusal()):
         raise UserError(f"model.source: of {config.model.source} {reason}; model.allow_dense=true prunes what can be")
@@ -88,14 +94,6 @@ def _tokens_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(number for number in tokenizer.get_vocab().values() if number not in special)
 
 
-def _corpora(plan: Plan) -> list[str]:
-    return [
-        f"data.{corpus_key(plan.config, role)}.source: no file of {corpus.source} exists; using the embedded text"
-        for role, (_, corpus, _) in plan.corpora.items()
-        if corpora.uses_fallback(corpus)
-    ]
-
-
 def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that local files have the field of the documents, and small ones enough tokens."""
     config, length = plan.config, plan.config.data.context_length
@@ -105,7 +103,8 @@ def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
             continue
         key = f"data.{corpus_key(config, role)}"
         try:
-            local_text.check_field(files[0], corpus.text_field)
+            if not [file for file in files if local_text.check_field(file, corpus.text_field)]:
+                raise UserError(f"source: {corpora.describe(corpus)[:200]}: nothing but empty files")
             if sum(os.stat(file).st_size for file in files) > COUNTED_BYTES:
                 continue
             wanted = -(-corpus.tokens // length) * length
@@ -179,6 +178,8 @@ def _disk(plan: Plan, sizes: Sizes) -> None:
         except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
             raise UserError(f"output: {plan.config.output}: {' '.join(str(error).split())}") from error
         return
+    if plan.config.tracking.uri is None:
+        default_uri(Path(plan.config.output).expanduser())
     needed = sum(prior_bytes(m, sizes) for (m, _), stage in plan.priors.items() if stage.manifest() is None)
     needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
     needed += sum(reconstruct_bytes(sizes) for fit in plan.reconstructions if fit.stage.manifest() is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from leap.settings import LearnSettings
 from pipeline.config import CorpusConfig, DataConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.fields import known_key
+from pipeline.mappings import merge
 
 DIRECTORY = Path(__file__).parent / "recipes"
 #: What others inherit from; not to be run as they are.
-_BASES = {"base", "gpu", "short"}
+_BASES = {"base", "gpu", "gpu-paper", "short"}
 
 
 def names() -> list[str]:
@@ -83,17 +82,6 @@ def _resolve(
     return merge(_resolve(str(parent), path.parent, f"{path.name}: base", (*seen, path)), data)
 
 
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, mapping by mapping."""
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _override(data: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
@@ -125,14 +113,14 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
 def _complete(data: dict[str, Any]) -> dict[str, Any]:
     """Fill in what a partly given entry leaves open, where that is more than the defaults of its class.
 
-    null in place of an entry of ``learn`` or ``data.evaluation`` takes out an inherited one. The rest of a schedule is
-    that of the same field by default, and the rest of a corpus that of its role; the share of the embedded documents,
-    which keeps texts for learning and for measuring apart, is not meant for other sources.
+    null in place of an entry of ``learn`` or ``data.evaluation`` takes out an inherited one. The rest of a corpus is
+    that of its role; the share of the embedded documents, which keeps texts for learning and for measuring apart, is
+    not meant for other sources.
     """
     data = dict(data)
     if isinstance(data.get("learn"), dict):
         entries = data["learn"]
-        data["learn"] = {name: _learn(_like(name, entries)) for name, entry in entries.items() if entry is not None}
+        data["learn"] = {name: _like(name, entries) for name, entry in entries.items() if entry is not None}
     if isinstance(data.get("data"), dict):
         defaults = DataConfig()
         section = {
@@ -162,15 +150,6 @@ def _like(name: str, entries: dict[str, Any], seen: tuple[str, ...] = ()) -> Any
         allowed = ", ".join(n for n in entries if n != name and isinstance(entries[n], dict))
         raise UserError(f"{key}: no entry {other} in learn; allowed here: {allowed or 'none'}")
     return merge(_like(other, entries, (*seen, name)), entry)
-
-
-def _learn(entry: Any) -> Any:
-    settings = entry.get("settings") if isinstance(entry, dict) else None
-    if not isinstance(settings, dict):
-        return entry
-    defaults = dataclasses.asdict(LearnSettings())
-    schedules = {key: defaults[key] for key in ("temperature", "scale") if isinstance(settings.get(key), dict)}
-    return {**entry, "settings": merge(schedules, settings)}
 
 
 def _corpus(entry: Any, default: CorpusConfig) -> Any:

@@ -91,7 +91,7 @@ def log_variant(run: Run, plan: Plan, row: Mapping[str, Any]) -> None:
     if work:
         tags["seed"] = ",".join(map(str, row.get("seeds", [work.config.settings.seed])))
     with run.child(row["name"], tags) as child:
-        params = {key: row.get(key) for key in ("method", "target_sparsity", "scope", "weights_changed")}
+        params = {key: row.get(key) for key in ("method", "origin", "target_sparsity", "scope", "weights_changed")}
         params |= {"model": plan.config.model.source, "seed": plan.config.seed}
         params |= {"context_length": plan.config.data.context_length}
         child.log_params(params | (work.config.model_dump(mode="json") if work else {}))

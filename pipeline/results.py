@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pipeline import preflight
 from pipeline.estimate import training_tokens
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.plan import LearnWork, Plan, Variant, variant_name
 from pipeline.reporting import RunResults
 from pipeline.sizes import Sizes
@@ -59,6 +59,7 @@ def _variant(plan: Plan, variant: Variant) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": variant.name,
         "method": variant.method,
+        "origin": variant.origin,
         "target_sparsity": variant.sparsity,
         "real_sparsity": 0.0,
         "training_tokens": _training_tokens(plan, variant),
@@ -114,7 +115,7 @@ def _training_tokens(plan: Plan, variant: Variant) -> int:
 def _seconds(plan: Plan, made_by: StageDir) -> float:
     """Time to make a variant. Learning counts its steps: what a restart or the start-up of workers took does not."""
     if made_by.stage == "learn":
-        history = Checkpoint(made_by.uri_of("checkpoints")).facts["history"]
+        history = Checkpoint(made_by.uri_of(FOLDER)).facts["history"]
         return round(sum(step["seconds"] for step in history), 1)
     before = sum(_seconds(plan, fit.learned.stage) for fit in plan.reconstructions if fit.stage is made_by)
     return round(before + (made_by.manifest() or {})["seconds"], 1)
@@ -122,7 +123,7 @@ def _seconds(plan: Plan, made_by: StageDir) -> float:
 
 def training_curves(plan: Plan, work: LearnWork, sparsity: float) -> dict[str, Any]:
     """The curves of a learning run; of a nested one, the steps that trained ``sparsity``."""
-    history = Checkpoint(work.stage.uri_of("checkpoints")).facts["history"]
+    history = Checkpoint(work.stage.uri_of(FOLDER)).facts["history"]
     watched = [step for step in history if "mask_loss.hard" in step]
     since = itertools.accumulate(step["seconds"] for step in history)
     suffix = f"-{sparsity:g}" if len(work.sparsities) > 1 else ""

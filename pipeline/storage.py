@@ -1,7 +1,8 @@
 """Where stages keep their results: one directory per (stage, item, fingerprint), finished when its manifest is there.
 
 A store is a local directory or any URI that fsspec opens. Work is done in a local directory; on a remote store the
-files are copied over and the manifest follows last.
+files are copied over and the manifest follows last. It holds a checksum of each file, which every process that reads
+the work compares once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
+from pipeline import checksums
+from pipeline.checksums import FILES
+from pipeline.errors import DamagedError
+
 MANIFEST = "manifest.json"
+#: Work on a remote store up to this size is read before it is taken for whole; of larger work the sizes of its files
+#: are looked at, and who fetches it compares the rest.
+READ_BYTES = 64 * 2**20
 
 
 def fingerprint(*parts: Any) -> str:
@@ -65,17 +73,33 @@ class StageDir:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of finished work, or none."""
         fs, root = self._fs
-        path = f"{root}/{MANIFEST}"
-        if not fs.exists(path):
-            return None
         try:
-            found = json.loads(fs.cat_file(path))
-        except ValueError:  # not ours, or cut off: nothing that says the work is finished
+            found = _manifest_at(fs, root)
+        except ValueError:  # not ours, cut off or altered: nothing that says the work is finished
             return None
-        return found if isinstance(found, dict) and found.get("fingerprint") == self.key else None
+        return found if found and found.get("fingerprint") == self.key else None
+
+    def damage(self) -> DamagedError | None:
+        """What is wrong with finished work: the first file that is not what was written, or none.
+
+        What another version wrote without checksums is taken as it is.
+        """
+        fs, root = self._fs
+        name = _damaged(Path(root)) if isinstance(fs, LocalFileSystem) else _damaged_on_store(fs, root)
+        return DamagedError(self._target, name) if name else None
+
+    def forget(self) -> None:
+        """Take finished work for unfinished; its files stay until it is done again."""
+        fs, root = self._fs
+        if fs.exists(f"{root}/{MANIFEST}"):
+            fs.rm_file(f"{root}/{MANIFEST}")
 
     def path(self) -> Path:
-        """A local directory with the files of finished work; a remote store is copied once to a cache."""
+        """A local directory with the files of finished work; a remote store is copied once to a cache.
+
+        Raises:
+            DamagedError: a file is not what was written.
+        """
         return local_copy(self._target)
 
     def uri_of(self, name: str = "") -> str:
@@ -87,14 +111,14 @@ class StageDir:
         """A local directory to fill and a dict of facts for the manifest, which is written when the block ends well.
 
         Args:
-            keep: leave what an interrupted attempt wrote (checkpoints); otherwise the directory starts empty.
+            keep: leave what an interrupted attempt wrote (checkpoints); otherwise the directory starts empty. Who
+                keeps files knows their checksums, and may give them as the fact ``files``.
         """
         fs, root = self._fs
         local = isinstance(fs, LocalFileSystem)
         directory = Path(root) if local else Path(tempfile.mkdtemp(dir=_scratch(create=True)))
         # The manifest goes first: whatever else of an old attempt remains, it does not pass for finished.
-        if fs.exists(f"{root}/{MANIFEST}"):
-            fs.rm_file(f"{root}/{MANIFEST}")
+        self.forget()
         if not keep and fs.exists(root):
             fs.rm(root, recursive=True)
         directory.mkdir(parents=True, exist_ok=True)
@@ -108,9 +132,10 @@ class StageDir:
                 "fingerprint": self.key,
                 "seconds": round(time.time() - began, 3),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                FILES: {} if keep else _entries(directory),
                 **facts,
             }
-            text = json.dumps(manifest, indent=1)
+            text = checksums.seal(manifest)
             if local:
                 write_atomically(directory / MANIFEST, text)
             else:
@@ -126,16 +151,23 @@ def local_copy(uri: str) -> Path:
 
     Raises:
         FileNotFoundError: the work on a remote store is not finished.
+        DamagedError: a file is not what was written.
     """
     fs, root = fsspec.core.url_to_fs(uri)
     if isinstance(fs, LocalFileSystem):
+        if damaged := _damaged(Path(root)):
+            raise DamagedError(uri, damaged)
         return Path(root)
     # Named after the manifest too: work that was deleted and done again is another copy.
     cache = _scratch() / hashlib.sha256(uri.encode() + fs.cat_file(f"{root}/{MANIFEST}")).hexdigest()[:24]
+    if (cache / MANIFEST).exists() and _damaged(cache):
+        shutil.rmtree(cache, ignore_errors=True)  # the copy, that is; the store's own may be whole
     if not (cache / MANIFEST).exists():
         partial = Path(tempfile.mkdtemp(dir=_scratch(create=True)))
         try:
             fs.get(f"{root}/", f"{partial}/", recursive=True)
+            if damaged := _damaged(partial):
+                raise DamagedError(uri, damaged)
             partial.rename(cache)
         except OSError:
             if not (cache / MANIFEST).exists():  # else another process was faster
@@ -143,6 +175,66 @@ def local_copy(uri: str) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return cache
+
+
+def _manifest_at(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any] | None:
+    """The manifest of a directory, whatever its work is; None where there is none.
+
+    Raises:
+        ValueError: it was cut off or altered.
+    """
+    path = f"{root}/{MANIFEST}"
+    return checksums.unseal(fs.cat_file(path)) if fs.exists(path) else None
+
+
+def _entries(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file below ``directory``, by its path there."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): checksums.entry(path) for path in files}
+
+
+def _damaged(directory: Path) -> str | None:
+    """The first file of finished work that is not what its manifest says; none where all are, or nothing is finished.
+
+    Within one process a file is read once, unless somebody has written to it since.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = checksums.unseal(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        return MANIFEST
+    for name, file in manifest.get(FILES, {}).items():
+        try:
+            found = (directory / name).stat()
+            state = (str(directory / name), found.st_ino, found.st_size, found.st_mtime_ns, file["xxh3"])
+            if state in _compared:
+                continue
+            if found.st_size != file["bytes"] or checksums.of_file(directory / name) != file["xxh3"]:
+                return name
+        except OSError:
+            return name
+        _compared.add(state)
+    return None
+
+
+def _damaged_on_store(fs: fsspec.AbstractFileSystem, root: str) -> str | None:
+    """The same on a remote store, of work up to ``READ_BYTES``; of larger work only sizes are looked at."""
+    try:
+        files: dict[str, Any] = (_manifest_at(fs, root) or {}).get(FILES, {})
+    except ValueError:
+        return MANIFEST
+    found = fs.find(root, detail=True) if files else {}
+    sizes = {path: about["size"] for path, about in found.items()}
+    small = sum(file["bytes"] for file in files.values()) <= READ_BYTES
+    for name, file in files.items():
+        path = f"{root}/{name}"
+        if sizes.get(path) != file["bytes"] or (small and checksums.of_bytes(fs.cat_file(path)) != file["xxh3"]):
+            return name
+    return None
+
+
+_compared: set[tuple[str, int, int, int, str]] = set()
+"""Files that this process has found whole: path, inode, size, time of the last change, checksum."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -155,8 +247,13 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def cache_directory() -> Path:
+    """What of this user can be made again lies below it."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune"
+
+
 def _scratch(create: bool = False) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune" / "stages"
+    root = cache_directory() / "stages"
     if create:
         root.mkdir(parents=True, exist_ok=True)
     return root

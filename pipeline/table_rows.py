@@ -32,11 +32,11 @@ def table_rows(plan: Plan, facts: Facts) -> tuple[list[dict[str, Any]], dict[str
             members = [row | {"mean": together["name"]} for row in members]
         rows += members
     for row in rows[1:]:
+        layer_wise = [v for v in pruned if v.sparsity == row["target_sparsity"] and v.origin == "layer-wise"]
+        learned = row["origin"] != "layer-wise"
+        row["rival"] = comparison.best({v.name: found[v.name] for v in layer_wise}) if learned else None
         # ADMM is what the published figures are compared with, whether or not it is the best here.
-        rivals = {v.name: found[v.name] for v in pruned if v.sparsity == row["target_sparsity"] and _layer_wise(v)}
-        learned = row["name"] not in rivals
-        row["rival"] = comparison.best(rivals) if learned else None
-        wanted = [row["rival"], f"admm@{row['target_sparsity']:g}"] if learned else []
+        wanted = [row["rival"], *(v.name for v in layer_wise if v.method == "admm")] if learned else []
         row["against"] = {
             base: comparison.difference(
                 None if base == dense.name else found[dense.name], found[base], found[row["name"]], clear
@@ -45,10 +45,6 @@ def table_rows(plan: Plan, facts: Facts) -> tuple[list[dict[str, Any]], dict[str
             if base in found
         }
     return rows, chance, clear
-
-
-def _layer_wise(variant: Variant) -> bool:
-    return variant.made_by is not None and variant.made_by.stage == "prior"
 
 
 def _by_method(variants: list[Variant]) -> dict[tuple[str, float | None], list[Variant]]:
@@ -61,7 +57,7 @@ def _by_method(variants: list[Variant]) -> dict[tuple[str, float | None], list[V
 
 def _mean_row(name: str, group: list[Variant], members: list[dict[str, Any]]) -> dict[str, Any]:
     """What is not measured by text or task of the mean over seeds."""
-    same = ("method", "target_sparsity", "training_tokens", "scope", "weights_changed")
+    same = ("method", "origin", "target_sparsity", "training_tokens", "scope", "weights_changed")
     return {
         "name": name,
         **{key: members[0][key] for key in same},

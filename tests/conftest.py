@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 WORDS = [
     "the",
     "a",
@@ -60,13 +59,6 @@ def sentences(seed: int, count: int) -> str:
     """Text without meaning but with a vocabulary."""
     rng = random.Random(seed)
     return " ".join(" ".join(rng.choices(WORDS, k=9)) + f" {rng.randint(0, 999)}." for _ in range(count))
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("needs the shared data sets beside the repository (../shared/data)")
-    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +113,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "benchmark": None,
         "learn": {
             "leap": {
+                "published": True,
                 "settings": {
                     "steps": 120,
                     "batch_rows": 4,

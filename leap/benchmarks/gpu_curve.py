@@ -26,11 +26,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from leap.api import layerwise_prior, prune
-from leap.benchmarks.budgets import own_settings, settings_for
+from leap.benchmarks.budgets import settings_for
 from leap.benchmarks.perplexity import heldout_loss
 from leap.checkpoint import Checkpoint, load_gguf
 from leap.export import apply_masks
 from leap.layerwise import LayerResult
+from leap.settings import LearnSettings
 from leap.surgery import prunable_linears
 
 POINTS = ("0.6:300000", "0.6:1000000", "0.6:3000000", "0.5:300000", "0.5:3000000", "0.6:10000000")
@@ -86,7 +87,7 @@ def _prior(
     run: CheckRun, model: PreTrainedModel, rows: Tensor, sparsity: float, texts: Mapping[str, Tensor]
 ) -> dict[str, LayerResult]:
     began = time.perf_counter()
-    prior = layerwise_prior(model, rows, sparsity=sparsity, settings=own_settings())
+    prior = layerwise_prior(model, rows, sparsity=sparsity, settings=LearnSettings())
     seconds = time.perf_counter() - began
     with _weights_kept(model):
         apply_masks(model, lambda _, name: (prior[name].mask, prior[name].weight))

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from leap.api import PruneResult, prune
-from leap.benchmarks.budgets import own_settings
 from leap.benchmarks.perplexity import heldout_loss
 from leap.checkpoint import Checkpoint
+from leap.settings import LearnSettings
 
 MODEL = Path(__file__).resolve().parents[2] / "pipeline" / "nano" / "model"
 _LENGTH, _HELDOUT = 256, 32
@@ -26,7 +26,7 @@ def pruning(run: CheckRun) -> None:
     rows = _rows()
     calibration, heldout = rows[:-_HELDOUT], rows[-_HELDOUT:]
     # Hardly any noise on the first logits, at the same distance from zero: each device draws its own.
-    settings = own_settings(
+    settings = LearnSettings(
         steps=run.pick(40, 3), batch_rows=8, microbatch_rows=8, learning_rate=0.1, matrix_rate=0.1, init_std=1e-3,
         prior_strength=1000.0,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def masked_step(
         optimiser: moves the logits too; without one their gradients are dropped.
         distillation: share of the loss that takes a forward pass of the dense model.
     """
-    settings = LearnSettings(
+    settings = LearnSettings.published(
         steps=1000,
         batch_rows=microbatches,
         noise=noise,

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+
+from pipeline import content
 
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata"}
 
@@ -62,6 +65,37 @@ def resolve_task(spec: str | Path) -> ResolvedTask:
             "a local task is given as a path, with a slash or ending in .yaml"
         )
     return ResolvedTask(spec, (spec,))
+
+
+def task_content(spec: str | Path) -> list[dict[str, Any]]:
+    """What tells a local task from any other, as JSON: its definition, and hashes of the code and data it names.
+
+    Raises:
+        ValueError: see :func:`resolve_task`.
+    """
+    return [_content(entry) for entry in resolve_task(spec).entries if isinstance(entry, dict)]
+
+
+def _content(entry: dict[str, Any]) -> dict[str, Any]:
+    code: set[str] = set()
+
+    def named(value: Any) -> str:
+        """A function that the definition names, or any other value that JSON has no form for."""
+        if source := getattr(getattr(value, "__code__", None), "co_filename", None):
+            code.add(source)
+        return getattr(value, "__qualname__", repr(value))
+
+    arguments = dict(entry.get("dataset_kwargs") or {})
+    if "data_files" in arguments:  # where they lie is all the same
+        arguments["data_files"] = _mapped(arguments["data_files"], lambda path: content.of_places([path])[0])
+    definition = json.loads(json.dumps({**entry, "dataset_kwargs": arguments}, default=named))
+    path = Path(str(entry.get("dataset_path", ""))).expanduser()
+    local = "/" in str(path) and path.exists()
+    return {
+        "definition": definition,
+        "code": content.of_files(sorted(code)),
+        "data": content.of_tree(path) if local else None,
+    }
 
 
 @functools.cache
@@ -152,16 +186,23 @@ def _load_config(file: Path) -> dict[str, Any]:
     config = load_yaml(file)
     arguments = config.get("dataset_kwargs") or {}
     if "data_files" in arguments:
-        config["dataset_kwargs"] = {**arguments, "data_files": _absolute(arguments["data_files"], file)}
+        config["dataset_kwargs"] = {
+            **arguments,
+            "data_files": _mapped(arguments["data_files"], lambda path: _absolute(path, file)),
+        }
     return config
 
 
-def _absolute(data_files: Any, file: Path) -> Any:
-    """``data_files`` as the datasets library takes them (a path, a list, or either by split), paths made absolute."""
+def _mapped(data_files: Any, change: Callable[[str], str]) -> Any:
+    """``data_files`` as the datasets library takes them (a path, a list, or either by split), each path changed."""
     if isinstance(data_files, dict):
-        return {split: _absolute(value, file) for split, value in data_files.items()}
+        return {split: _mapped(value, change) for split, value in data_files.items()}
     if isinstance(data_files, list):
-        return [_absolute(value, file) for value in data_files]
+        return [_mapped(value, change) for value in data_files]
+    return change(data_files)
+
+
+def _absolute(data_files: str, file: Path) -> str:
     if "://" in data_files:
         return data_files
     for folder in file.resolve().parents:

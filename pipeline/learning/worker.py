@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
@@ -20,6 +20,9 @@ from leap.schedules import warmup_then_cosine
 from pipeline.config import LearnConfig, ModelConfig
 from pipeline.learning.memory import give_back_large_blocks
 from pipeline.storage import StageDir
+
+if TYPE_CHECKING:
+    from pipeline.learning.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,16 @@ def join_processes(backend: str) -> None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        from pipeline.learning.checkpoint import Checkpoint
+        from pipeline.learning.checkpoint import FOLDER
         from pipeline.learning.zero import ZeroModel
         from pipeline.rows import PackedRows
         from pipeline.stages.prior import PriorArtifact
 
         self.job, self.settings = job, job.learn.settings
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.uri = job.stage.uri_of("checkpoints")
-        resumed = Checkpoint.find(self.uri)
+        self.uri = job.stage.uri_of(FOLDER)
+        self.sent: list[Any] = []
+        resumed = self._resume()
         prior, gate = PriorArtifact(job.prior.path()), BernoulliGate(self.settings)
 
         def initial(number: int, name: str) -> Tensor:
@@ -102,14 +106,27 @@ class _Worker:
         self.rows = PackedRows(job.calibration.path(), shuffle=job.own_seed)
         self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
-        self.sent: list[Any] = []
         self.first_step = 0
         if resumed:
             self.zero.restore(resumed)
             self.learner.multipliers = resumed.facts["multipliers"]
             self.history = resumed.facts["history"]
             self.first_step = resumed.step
-            resumed.close()
+
+    def _resume(self) -> Checkpoint | None:
+        """Collective: the newest whole checkpoint, which the first worker looks for."""
+        from pipeline.learning.checkpoint import Checkpoint, resume
+
+        found: list[Any] = [None]
+        resumed = None
+        if self.rank == 0:
+            resumed, damaged = resume(self.uri)
+            found = [resumed.name if resumed else None]
+            for error in damaged:
+                after = f"step {resumed.step}" if resumed else "the start"
+                self._tell({"warning": f"{error.what}; learning continues from {after}"})
+        dist.broadcast_object_list(found)
+        return Checkpoint(self.uri, found[0]) if found[0] and resumed is None else resumed
 
     def run(self) -> None:
         self._learn()

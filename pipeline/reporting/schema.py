@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from pipeline.origin import Origin
+
 
 class Model(TypedDict, total=False):
     """The model that was pruned."""
@@ -151,6 +153,7 @@ class Variant(TypedDict, total=False):
     name: str
     """``dense`` or method and sparsity, such as ``wanda@0.5``."""
     method: str
+    origin: Origin
     target_sparsity: float | None
     """What was asked for; ``None`` for the dense model."""
     real_sparsity: float

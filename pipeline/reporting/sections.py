@@ -158,7 +158,7 @@ def layers_section(results: RunResults, figures: Figures) -> str:
     """Where the zeros are."""
     pruned = [v for v in summary.pruned(results) if v.get("sparsity_per_layer")]
     # Learned maps first: they are what nobody chose by hand.
-    mapped = sorted((v for v in pruned if not is_uniform(v)), key=lambda v: not summary.is_learned(v, results))
+    mapped = sorted((v for v in pruned if not is_uniform(v)), key=lambda v: not summary.is_learned(v))
     uniform = [v.get("name", "?") for v in pruned if is_uniform(v)]
     parts = [(v.get("name", "?"), _figure(figures, f"layers/{v.get('name', '?')}", _map_caption(v))) for v in mapped]
     same = f"Equally sparse in every layer: {', '.join(uniform)}." if uniform else ""
@@ -167,7 +167,7 @@ def layers_section(results: RunResults, figures: Figures) -> str:
 
 def masks_section(results: RunResults, figures: Figures) -> str:
     """The masks themselves, reduced to pictures."""
-    pruned = sorted(summary.pruned(results), key=lambda v: not summary.is_learned(v, results))
+    pruned = sorted(summary.pruned(results), key=lambda v: not summary.is_learned(v))
     parts = []
     for variant in pruned:
         name = variant.get("name", "?")
@@ -182,7 +182,7 @@ def samples_section(results: RunResults) -> str:
     if not shown:
         return ""
     # Dense and learned at the top, the rest folded away.
-    first = [v for v in shown if v.get("target_sparsity") is None or summary.is_learned(v, results)]
+    first = [v for v in shown if v.get("target_sparsity") is None or summary.is_learned(v)]
     rest = [v for v in shown if v not in first]
     parts = []
     for number, sample in enumerate(shown[0]["samples"]):
@@ -305,7 +305,7 @@ def _variants_table(title: str, results: RunResults, columns: list[tables.Column
         for variant, _, group in variants
     ]
     classes = [
-        " ".join(name for name, holds in (("first", first), ("learned", summary.is_learned(variant, results))) if holds)
+        " ".join(name for name, holds in (("first", first), ("learned", summary.is_learned(variant))) if holds)
         for variant, first, _ in variants
     ]
     return table((title, *(column.header for column in columns)), rows, row_classes=classes)

@@ -35,13 +35,13 @@ def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
         target = variant.get("target_sparsity")
         if target is not None and "mean" not in variant:
             by_target.setdefault(target, []).append(variant)
-    return [(target, sorted(by_target[target], key=lambda v: is_learned(v, results))) for target in sorted(by_target)]
+    return [(target, sorted(by_target[target], key=lambda v: is_learned(v))) for target in sorted(by_target)]
 
 
 def pruned(results: RunResults) -> list[Variant]:
     """The pruned variants that were made, in the order of ``groups``."""
     made = [v for v in variants(results) if v.get("target_sparsity") is not None]
-    return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v, results)))
+    return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v)))
 
 
 def table_groups(results: RunResults) -> list[list[Variant]]:
@@ -50,12 +50,9 @@ def table_groups(results: RunResults) -> list[list[Variant]]:
     return ([dense] if dense else []) + [group for _, group in groups(results)]
 
 
-def is_learned(variant: Variant, results: RunResults) -> bool:
-    """Whether the mask was trained; ``leap+reconstruct`` counts as ``leap``."""
-    methods = {v.get("method", "") for v in variants(results) if v.get("name") in results.get("training", {})} | {
-        "leap"
-    }
-    return variant.get("method", "").split("+")[0] in methods
+def is_learned(variant: Variant) -> bool:
+    """Whether the mask was trained, with or without new weights made for it."""
+    return variant.get("origin") in ("learned", "fitted")
 
 
 def label(variant: Variant) -> str:
@@ -180,8 +177,8 @@ def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | 
     metric = next(iter(datasets(results)), None)
     if metric is None:
         return None
-    learned = _best([v for v in group if is_learned(v, results)], metric)
-    prior = _best([v for v in group if not is_learned(v, results)], metric)
+    learned = _best([v for v in group if is_learned(v)], metric)
+    prior = _best([v for v in group if not is_learned(v)], metric)
     best = learned or prior
     if best is None:
         return None

@@ -64,15 +64,24 @@ def task_columns(results: RunResults) -> list[Column]:
     return [_task_column(task) for task in summary.tasks(results)]
 
 
+_FACTS = (
+    "name",
+    "method",
+    "origin",
+    "target_sparsity",
+    "real_sparsity",
+    "block_sparsity",
+    "scope",
+    "weights_changed",
+    "seconds",
+)
+
+
 def result_rows(results: RunResults) -> list[dict[str, Any]]:
     """One flat row for each variant, with raw numbers: for ``Run.log_table``."""
     rows = []
     for variant in results.get("variants", []):
-        row: dict[str, Any] = {
-            key: variant.get(key)
-            for key in ("name", "method", "target_sparsity", "real_sparsity", "block_sparsity", "scope")
-        }
-        row |= {key: variant.get(key) for key in ("weights_changed", "seconds")}
+        row: dict[str, Any] = {key: variant.get(key) for key in _FACTS}
         if "decode_tokens_per_second" in variant:
             row["decode_tokens_per_second"] = variant["decode_tokens_per_second"]
         for dataset, measured in variant.get("perplexity", {}).items():

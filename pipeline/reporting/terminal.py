@@ -49,7 +49,7 @@ def results_table(results: RunResults, width: int) -> Table:
             cells = [
                 Text(column.text(variant), style="bold" if column.is_best(variant, group) else "") for column in columns
             ]
-            style = "cyan" if summary.is_learned(variant, results) else ""
+            style = "cyan" if summary.is_learned(variant) else ""
             table.add_row(Text(summary.title(variant), style=style), *cells)
     return table
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.storage import StageDir
 VERSION = 1
 ROWS_PER_SHARD = 4096
 _DOCUMENTS = "documents.json"
+_COUNTS = ("documents", "records_without_text", "shared_documents_dropped", "tokens", "dropped_tail_tokens")
 TEXTS = "texts.json"
 
 
@@ -38,24 +40,34 @@ def _pack(
     share: tuple[int, int],
     excluded: Any,
     keep_texts: bool,
+    field: str,
 ) -> dict[str, np.ndarray]:
     """One block of documents as rows of ``length`` tokens, each document followed by the end-of-text token.
 
-    Returns one record: the rows as bytes (int32 [rows, length]), counts, and its documents by hash (with their texts if
-    ``keep_texts``).
+    Returns one record: the rows as bytes (int32 [rows, length]), counts, its documents by hash (with their texts if
+    ``keep_texts``), and what a user has to mend, which would come out of Ray Data as a traceback.
     """
     skip = ray.get(excluded)
-    if "text" not in batch:
-        raise UserError(f"text_field: no field text; the records have {', '.join(sorted(batch))}")
-    texts, hashes, dropped = [], [], 0
-    for text in batch["text"]:
-        if not text or not _in_share(text, share):
+    problem = ""
+    if field not in batch:
+        problem = f"text_field: no field {field}; the records have {', '.join(sorted(batch))}"
+    texts, hashes, dropped, without = [], [], 0, 0
+    for value in batch.get(field, []):
+        try:
+            text = corpora.text_of(value)
+        except TypeError as error:
+            problem = f"text_field: a record's {field} {error}"
+            break
+        if text is None:
+            without += 1
+            continue
+        if not _in_share(text, share):
             continue
         key = corpora.document_hash(text)
         if key in skip:
             dropped += 1
             continue
-        texts.append(str(text))
+        texts.append(text)
         hashes.append(key)
     tokenizer = _tokenizer(model)
     end = [tokenizer.eos_token_id]
@@ -65,12 +77,14 @@ def _pack(
     return {
         "rows": np.array([stream[:used].tobytes()], dtype=object),
         "documents": np.array([len(texts)]),
+        "records_without_text": np.array([without]),
         "shared_documents_dropped": np.array([dropped]),
         "tokens": np.array([len(stream)]),
         "dropped_tail_tokens": np.array([len(stream) - used]),
         "documents_json": np.array(
             [json.dumps(dict(zip(hashes, texts if keep_texts else hashes, strict=True)))], dtype=object
         ),
+        "problem": np.array([problem], dtype=object),
     }
 
 
@@ -110,12 +124,15 @@ def run(
             share=corpus.share,
             excluded=ray.put(excluded),
             keep_texts=keep_texts,
+            field=corpora.column(corpus),
         )
         packed = documents.map_batches(pack, batch_size=None, concurrency=data.tokenizer_workers)
-        counts = {"documents": 0, "shared_documents_dropped": 0, "tokens": 0, "dropped_tail_tokens": 0}
+        counts = dict.fromkeys(_COUNTS, 0)
         texts: dict[str, str] = {}
         writer = ShardWriter(directory, data.context_length)
-        for record in packed.iter_rows():
+        for record in _records(packed):
+            if record["problem"]:
+                raise UserError(record["problem"])
             rows = np.frombuffer(record["rows"], dtype=np.int32).reshape(-1, data.context_length)
             for name in counts:
                 counts[name] += int(record[name])
@@ -143,6 +160,21 @@ def run(
             "source": corpora.describe(corpus),
         }
     return stage.manifest() or {}
+
+
+def _records(packed: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a data set; a file that cannot be read is the user's to mend.
+
+    Raises:
+        UserError: it is not the text that its name says.
+    """
+    try:
+        yield from packed.iter_rows()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, (OSError, ValueError)):  # bytes that are no UTF-8, records that are none
+            reason = " ".join(str(error.cause).split())[:300]
+            raise UserError(f"source: cannot be read: {reason}") from error
+        raise
 
 
 class ShardWriter:
@@ -174,5 +206,10 @@ class ShardWriter:
 
 
 def tokenizer_hash(model: ModelConfig) -> str:
-    """Hash of the tokenizer's vocabulary and rules."""
-    return hashlib.sha256(_tokenizer(model).backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    """Hash of the tokenizer's vocabulary and rules; of one that is Python code, of its class and vocabulary."""
+    tokenizer = _tokenizer(model)
+    if tokenizer.is_fast:
+        rules = tokenizer.backend_tokenizer.to_str()
+    else:
+        rules = json.dumps([type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())])
+    return hashlib.sha256(rules.encode()).hexdigest()[:16]

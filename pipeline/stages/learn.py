@@ -20,7 +20,12 @@ def fit(job: Job, storage_path: str) -> None:
 
     Args:
         storage_path: where Ray Train keeps its own books; nothing of ours is there.
+
+    Raises:
+        DamagedError: what the workers would read is not what was written; looked at before they are started.
     """
+    for stage in (job.calibration, job.heldout, job.prior):
+        stage.path()
     trainer(job, storage_path).fit()
 
 

@@ -22,7 +22,7 @@ from leap.settings import Scope
 from leap.surgery import decoder_blocks, linears_by_block, prunable_linears
 from pipeline import models
 from pipeline.config import Method, ModelConfig, PriorConfig
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.rows import PackedRows
 from pipeline.storage import StageDir
 
@@ -105,7 +105,7 @@ def learned_masks(source: StageDir, names: list[str], sparsity: float, scope: Sc
     Args:
         names: all layers in model order.
     """
-    checkpoint = Checkpoint(source.uri_of("checkpoints"))
+    checkpoint = Checkpoint(source.uri_of(FOLDER))
 
     def logits() -> Iterable[Tensor]:
         return (checkpoint.logits(name) for name in names)

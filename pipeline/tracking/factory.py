@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.tracking.base import Tracker
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.local import LocalRecords
@@ -30,5 +31,17 @@ def make_tracker(uri: str | None, experiment: str, directory: Path) -> Tracker:
 
 
 def default_uri(runs: Path) -> str:
-    """The store that all runs in a directory share."""
-    return f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+    """The store that all runs in a directory share.
+
+    Raises:
+        UserError: the directory's name means something else in a URI. Quoted, MLflow would make another directory.
+    """
+    from sqlalchemy import make_url
+
+    database = str(runs.resolve() / "mlflow.db")
+    uri = f"sqlite:///{database}"
+    if make_url(uri).database != database:
+        raise UserError(
+            f"output: {runs} cannot hold MLflow's database; choose a path without ? and %, or a tracking.uri"
+        )
+    return uri

@@ -148,7 +148,9 @@ class MlflowStore:
         client = connect(self._uri)
         location = None
         if self._uri.startswith("sqlite:///"):
-            database = Path(self._uri.removeprefix("sqlite:///")).resolve()
+            from sqlalchemy import make_url
+
+            database = Path(make_url(self._uri).database or "").resolve()
             database.parent.mkdir(parents=True, exist_ok=True)
             # Otherwise artifacts would go below the directory that the process happens to be in.
             location = (database.parent / "mlartifacts").as_uri()

@@ -53,7 +53,7 @@ class Space:
 
     Attributes:
         domains: by field, dotted below ``learn.NAME.settings``.
-        published: the published values (the defaults of :class:`leap.settings.LearnSettings`) of these fields.
+        published: the published values (:meth:`leap.settings.LearnSettings.published`) of these fields.
         current: the recipe's values of these fields.
     """
 
@@ -94,7 +94,7 @@ def load(name: str, config: RunConfig, learn: str) -> Space:
         if key in _FIXED:
             raise UserError(f"{where}: belongs to what is asked of every trial; set it in the recipe")
         domains[key] = _domain(where, key, given, config, learn)
-        published[key] = get(LearnSettings(), key)
+        published[key] = get(LearnSettings.published(), key)
         current[key] = get(config.learn[learn].settings, key)
         if published[key] not in domains[key]:
             raise UserError(f"{where}: the published value {published[key]} is not within {domains[key]}")

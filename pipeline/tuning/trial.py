@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 from pipeline.config import RunConfig
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.stages import learn
 from pipeline.storage import StageDir, fingerprint
@@ -90,14 +90,14 @@ def run(values: dict[str, Any], trials: Trials) -> None:
     if finished:
         told.all(finished["history"])
         return
-    resumed = Checkpoint.find(job.stage.uri_of("checkpoints"))
+    resumed = Checkpoint.find(job.stage.uri_of(FOLDER))
     told.all(resumed.facts["history"] if resumed else [])
     fitting = _Fitting(job, f"{trials.uri}/ray_train")
     while not fitting.ended(after=LOOK_EVERY):
         told.all(ray.get(trials.board.measured.remote(job.stage.key, told.last)))
     if error := ray.get(trials.board.error.remote(job.stage.key)):
         raise TrialError(error)
-    history = Checkpoint(job.stage.uri_of("checkpoints")).facts["history"]
+    history = Checkpoint(job.stage.uri_of(FOLDER)).facts["history"]
     told.all(history)
     with job.stage.work(keep=True) as (_, facts):
         facts |= {"values": values, "settings": dataclasses.asdict(job.learn.settings), "history": history}
@@ -152,6 +152,6 @@ class _Fitting(threading.Thread):
 
 def forget_logits(stage: StageDir) -> None:
     """Delete the checkpoints of a trial: of 12 bytes a weight, of use only while it can be continued."""
-    fs, path = fsspec.core.url_to_fs(stage.uri_of("checkpoints"))
+    fs, path = fsspec.core.url_to_fs(stage.uri_of(FOLDER))
     if fs.exists(path):
         fs.rm(path, recursive=True)

@@ -10,7 +10,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.progress import Console, TrainingProgress
 from pipeline.tracking.base import Run
 from pipeline.tracking.curves import Curves
@@ -157,7 +157,7 @@ class _Active:
         """The steps that are known of the trial without its workers: those that an earlier process did, say."""
         if finished := self._stage.manifest():
             return finished["history"]
-        saved = Checkpoint.find(self._stage.uri_of("checkpoints"))
+        saved = Checkpoint.find(self._stage.uri_of(FOLDER))
         return saved.facts["history"] if saved else []
 
 

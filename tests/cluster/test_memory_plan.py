@@ -66,7 +66,7 @@ def test_a_step_takes_what_the_plan_says(optimiser: str, length: int, tmp_path: 
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     base = recipe.load("nano")
-    settings = LearnSettings(steps=1, batch_rows=1, microbatch_rows=1, optimiser=optimiser)  # type: ignore[arg-type]
+    settings = LearnSettings.published(steps=1, batch_rows=1, microbatch_rows=1, optimiser=optimiser)  # type: ignore[arg-type]
     config = base.model_copy(
         update={
             "model": base.model.model_copy(update={"source": str(tmp_path)}),

@@ -21,7 +21,7 @@ def prior(density: float = 0.3) -> tuple[Tensor, Tensor]:
 
 
 def initial(keep: Tensor, score: Tensor, **changes) -> Tensor:
-    gate = BernoulliGate(LearnSettings(**changes))
+    gate = BernoulliGate(LearnSettings.published(**changes))
     return gate.initial(keep, score, torch.Generator().manual_seed(9))
 
 
@@ -82,7 +82,7 @@ def test_scores_that_are_infinite_or_equal_rank_without_nan():
 
 
 def test_mean_is_the_probability_of_an_open_gate():
-    gate = BernoulliGate(LearnSettings())
+    gate = BernoulliGate(LearnSettings.published())
     logits = torch.tensor([-0.1, 0.0, 0.02])
     draw = Draw(scale=50.0, temperature=0.5, noise=True, seed=0, index=0)
     torch.testing.assert_close(gate.mean(torch.ones_like(logits), logits, draw), torch.sigmoid(50 * logits))
@@ -96,7 +96,10 @@ def test_mean_is_the_probability_of_an_open_gate():
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_offset_is_taken_from_bfloat16_logits_before_they_are_rounded(noise):
-    gate, weight = BernoulliGate(LearnSettings()), torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2))
+    gate, weight = (
+        BernoulliGate(LearnSettings.published()),
+        torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2)),
+    )
     logits = prior()[1].to(torch.bfloat16)
     draw = Draw(scale=3.0, temperature=0.5, noise=noise, seed=0, index=4, offset=1.001)
     apart = logits.float() - 1.001
@@ -128,7 +131,7 @@ def test_the_default_number_type_changes_nothing():
 def test_a_gpu_draws_other_gaussians_and_gives_the_same_ranks():
     keep, score = (torch.rand(4096, 14336, device="cuda") for _ in "ks")
     keep = keep > 0.5
-    gate = BernoulliGate(LearnSettings(prior_grading="rank", init_std=0.02))
+    gate = BernoulliGate(LearnSettings.published(prior_grading="rank", init_std=0.02))
     logits = gate.initial(keep, score, torch.Generator("cuda").manual_seed(1))
     assert torch.equal(logits, gate.initial(keep, score, torch.Generator("cuda").manual_seed(1)))
     distance = gate.initial(keep[:64].cpu(), score[:64].cpu(), torch.Generator().manual_seed(1))

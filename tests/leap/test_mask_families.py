@@ -91,7 +91,7 @@ def output(model: nn.Module):
 
 def install(model: nn.Module):
     """Masks with random logits, the shared state set up for exact hard masks."""
-    state, layers = install_masks(model, BernoulliGate(LearnSettings()))
+    state, layers = install_masks(model, BernoulliGate(LearnSettings.published()))
     generator = torch.Generator().manual_seed(2)
     for layer in layers.values():
         layer.logits = nn.Parameter(torch.randn(layer.weight.shape, generator=generator) * 0.02)
@@ -124,7 +124,7 @@ def test_the_linear_layers_of_the_blocks_are_masked_and_no_others(family):
 def test_every_mask_learns_with_and_without_activation_checkpointing(family, hidden):
     model = build(family)
     state, layers = install(model)
-    settings = LearnSettings(
+    settings = LearnSettings.published(
         steps=4, batch_rows=3, microbatch_rows=3, distillation=0.5, hidden_distillation=0.5 if hidden else 0.0
     )
     learner = MaskLearner(
@@ -171,7 +171,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     root, expected = tmp_path_factory.mktemp("exports"), {}
     for family in FAMILIES:
         model = build(family)
-        with masks_installed(model, BernoulliGate(LearnSettings())):
+        with masks_installed(model, BernoulliGate(LearnSettings.published())):
             pass  # the model exported below has its own layers back
         masked = copy.deepcopy(model)
         state, layers = install(masked)
@@ -257,5 +257,5 @@ def test_a_model_without_linear_layers_in_its_blocks_is_refused():
 
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=8))
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no stack of decoder blocks"):
-        install_masks(model, BernoulliGate(LearnSettings()))
+        install_masks(model, BernoulliGate(LearnSettings.published()))
     assert all(p.requires_grad for p in model.parameters())

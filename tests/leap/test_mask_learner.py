@@ -20,7 +20,7 @@ from leap.masked_linear import install_masks
 from leap.settings import DensityControl, LearnSettings
 
 ROWS = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(3))
-SETTINGS = LearnSettings(steps=20, batch_rows=4, microbatch_rows=1, learning_rate=0.02, seed=17)
+SETTINGS = LearnSettings.published(steps=20, batch_rows=4, microbatch_rows=1, learning_rate=0.02, seed=17)
 LAGRANGIAN = DensityControl(kind="lagrangian", weight=30.0, relaxation=0.2)
 
 

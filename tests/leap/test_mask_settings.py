@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 
@@ -37,8 +38,10 @@ def test_learning_rate():
     assert warmup_then_cosine(0, 1, 0) == 1.0
 
 
-def test_the_defaults_are_the_published_ones():
-    settings = LearnSettings()
+def test_the_published_settings_are_those_of_the_paper():
+    settings = LearnSettings.published()
+    assert (settings.steps, settings.batch_rows, settings.noise, settings.distillation) == (2000, 256, True, 0)
+    assert (settings.prior, settings.prior_grading, settings.matrix_rate) == ("wanda", "sign", 0)
     assert (settings.scale.start, settings.scale.end) == (25, 350)
     assert (settings.temperature.start, settings.temperature.end) == (4, 0.05)
     assert (settings.density.kind, settings.density.weight, settings.weight_reward) == ("penalty", 7, 10)
@@ -48,7 +51,38 @@ def test_the_defaults_are_the_published_ones():
         0.014,
         3,
     )
-    assert LearnSettings(batch_rows=12, microbatch_rows=3).microbatches == 4
+    assert LearnSettings.published(batch_rows=12, microbatch_rows=3).microbatches == 4
+    assert LearnSettings.published(noise=False).noise is False
+
+
+def test_the_published_settings_owe_nothing_to_the_defaults():
+    """Whoever changes a default does not change what was published: all that the paper fixes differs or is pinned."""
+    defaults, published = LearnSettings(), LearnSettings.published()
+    same = {f.name for f in fields(LearnSettings) if getattr(defaults, f.name) == getattr(published, f.name)}
+    assert same == {
+        "microbatch_rows",
+        "weights",
+        "optimiser",
+        "warmup_steps",
+        "final_rate",
+        "betas",
+        "hidden_distillation",
+        "scope",
+        "seed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "steps", "rate"),
+    [(64, 1_000_000, 100, 0.1), (64, 10_000, 100, 0.1), (4000, 106_000_000, 500, 0.01), (10**6, 8 * 10**9, 1000, 0.01)],
+)
+def test_steps_follow_from_rows_and_their_size_from_the_model(rows, weights, steps, rate):
+    settings = LearnSettings.for_rows(rows, weights)
+    assert (settings.steps, settings.learning_rate) == (steps, pytest.approx(rate))
+    assert settings == replace(
+        LearnSettings(), steps=steps, learning_rate=settings.learning_rate, matrix_rate=settings.matrix_rate
+    )
+    assert 0.05 <= settings.matrix_rate <= 0.1
 
 
 @pytest.mark.parametrize(

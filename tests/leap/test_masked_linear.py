@@ -16,7 +16,7 @@ from leap.harden import Hardener
 from leap.masked_linear import MaskedLinear, install_masks, masks_installed
 from leap.settings import LearnSettings
 
-GATE = BernoulliGate(LearnSettings())
+GATE = BernoulliGate(LearnSettings.published())
 # Upstream gradients of the three sums, of the size they have in training and larger.
 STATS_GRAD = torch.tensor([0.7, -0.3, 1.1], dtype=torch.float64)
 

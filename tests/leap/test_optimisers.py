@@ -17,7 +17,7 @@ from leap.optimisers import Updater
 from leap.settings import LearnSettings
 
 NAMES = ("adam", "adam8bit", "adam8bit-bf16")
-BASE = LearnSettings(steps=100)
+BASE = LearnSettings.published(steps=100)
 UNIT = 0.1 / math.sqrt(0.05 * (1 - 0.81 / 0.95)) / 31
 
 
@@ -186,8 +186,8 @@ def test_micro_batches_add_up(name):
 def test_betas_that_eight_bits_cannot_hold_are_refused():
     for betas in ((0.9, 0.999), (0.99, 0.95)):
         with pytest.raises(ValueError, match="adam8bit"):
-            LearnSettings(optimiser="adam8bit", betas=betas)
-        LearnSettings(optimiser="adam", betas=betas)
+            LearnSettings.published(optimiser="adam8bit", betas=betas)
+        LearnSettings.published(optimiser="adam", betas=betas)
 
 
 def shared64(sums: list[float], rate: float) -> float:

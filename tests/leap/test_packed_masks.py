@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="text is not a mask file"):
         MaskFile(tmp_path / "text")
     save_file({"w": torch.zeros(2)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="not a mask file of format leap-masks-1"):
+    with pytest.raises(ValueError, match="not a mask file of format leap-masks"):
         MaskFile(tmp_path / "weights.safetensors")
 
 
@@ -84,3 +85,45 @@ def test_a_shape_that_does_not_fit_its_bits_is_refused(tmp_path):
     save_file({"layer": pack(torch.ones(4, 4).bool())}, tmp_path / "m", metadata=metadata)
     with pytest.raises(ValueError, match="do not hold a mask"):
         MaskFile(tmp_path / "m")["layer"]
+
+
+ABOUT = {"model": "nano", "sparsity": 0.5, "scope": "global", "method": "leap", "pattern": "unstructured"}
+
+
+def test_equal_masks_make_equal_files(tmp_path):
+    """In one process safetensors already writes several keys of metadata in another order each time."""
+    for number in range(8):
+        save_masks(tmp_path / f"{number}", iter(MASKS.items()), ABOUT)
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    path = tmp_path / "masks.safetensors"
+    mask = torch.rand(40, 30, generator=torch.Generator().manual_seed(0)) < 0.5
+    save_masks(path, iter({"model.layers.0.q_proj": mask, "model.layers.0.k_proj": ~mask}.items()), ABOUT)
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    bits = [rng.randrange(8 * len(whole)) for _ in range(100)] + [rng.randrange(8 * (8 + header)) for _ in range(200)]
+    for bit in bits:
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(ValueError, match=r"masks\.safetensors"):
+            MaskFile(path)
+    for length in (0, 7, header, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"masks\.safetensors"):
+            MaskFile(path)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_a_file_of_the_version_before_is_read_as_it_is(tmp_path):
+    metadata = {"format": "leap-masks-1", "shapes": json.dumps({"layer": [4, 4]}), "about": json.dumps(ABOUT)}
+    save_file({"layer": pack(torch.eye(4).bool())}, tmp_path / "m", metadata=metadata)
+    file = MaskFile(tmp_path / "m")
+    assert torch.equal(file["layer"], torch.eye(4).bool())
+    assert file.about == ABOUT

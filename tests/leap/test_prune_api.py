@@ -22,7 +22,7 @@ from leap.learner import NonFiniteLossError
 from leap.surgery import prunable_linears
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = leap.LearnSettings(steps=60, batch_rows=16, microbatch_rows=8, learning_rate=0.01)
+SETTINGS = leap.LearnSettings.published(steps=60, batch_rows=16, microbatch_rows=8, learning_rate=0.01)
 LAGRANGIAN = leap.DensityControl(kind="lagrangian", weight=200, relaxation=0.3, of="expected")
 SHORT = replace(SETTINGS, steps=2, batch_rows=2, microbatch_rows=1)
 VOCABULARY = 32
@@ -130,7 +130,7 @@ def test_a_learned_mask_beats_magnitude_and_the_model_is_an_ordinary_one(pattern
     assert all(torch.equal(mask, result.mask(name)) for name, mask in masks.items())
 
 
-@pytest.mark.parametrize("density", [leap.DensityControl(), LAGRANGIAN], ids=["penalty", "lagrangian"])
+@pytest.mark.parametrize("density", [SETTINGS.density, LAGRANGIAN], ids=["penalty", "lagrangian"])
 def test_density_is_held_within_a_percent_and_more_steps_do_not_hurt(density, trained_pattern_model, rows, loss_on):
     losses = []
     for steps in (30, 120):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import leap
+from leap.layerwise import Target, sweep
 from pipeline import models, recipe
 from pipeline.nano import corpus
 
@@ -46,3 +47,20 @@ def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsi
             losses.append(float(model(input_ids=texts["heldout"], labels=texts["heldout"]).loss))
     assert all(longer <= shorter + MARGIN for shorter, longer in itertools.pairwise(losses)), losses
     assert losses[-1] < losses[0] - MARGIN, losses
+
+
+@pytest.mark.slow
+def test_without_settings_the_mask_beats_the_best_layer_wise_method(texts: dict[str, Tensor]) -> None:
+    config = recipe.load("nano").model
+    losses = {}
+    for name in ("default", "admm", "published"):
+        model = models.load_model(config)
+        if name == "admm":
+            for _ in sweep(model, texts["calibration"], "admm", Target(0.5)):
+                pass
+        else:
+            settings = None if name == "default" else leap.LearnSettings.published(steps=20, batch_rows=8)
+            leap.prune(model, texts["calibration"], sparsity=0.5, settings=settings)
+        with torch.no_grad():
+            losses[name] = float(model(input_ids=texts["heldout"], labels=texts["heldout"]).loss)
+    assert losses["default"] < losses["admm"] - MARGIN < losses["published"], losses

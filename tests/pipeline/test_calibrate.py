@@ -93,6 +93,43 @@ def test_a_corpus_that_is_too_small_says_how_much_it_has(tiny: Path, tmp_path: P
     assert StageDir(str(tmp_path), "calibrate", "x", "0").manifest() is None
 
 
+def test_records_without_text_are_left_out_and_counted(tiny: Path, tmp_path: Path) -> None:
+    lines = (tiny / "text.jsonl").read_text().splitlines()[:60]
+    bad = ['{"text": null}', '{"title": "no body"}', '{"text": ""}']
+    (tmp_path / "whole.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "gaps.jsonl").write_text("\n".join(lines[:20] + bad + lines[20:] + bad) + "\n")
+    found = {
+        name: _run(tmp_path, name, CorpusConfig(source=str(tmp_path / f"{name}.jsonl"), tokens=1024), tiny / "model")
+        for name in ("whole", "gaps")
+    }
+    assert found["whole"][1]["records_without_text"] == 0
+    assert 0 < found["gaps"][1]["records_without_text"] <= 6
+    texts = {name: json.loads((stage.path() / calibrate.TEXTS).read_text()) for name, (stage, _) in found.items()}
+    assert set(texts["gaps"]) <= set(lines_of(lines))
+
+
+def lines_of(lines: list[str]) -> list[str]:
+    return [json.loads(line)["text"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"text": ["a", "b"]}'], r"text_field: a record's text holds a list, not text"),
+        (['{"text": 5}'], r"text_field: a record's text holds 5, not text"),
+        (['{"body": "a"}'], r"text_field: no field text; the records have body"),
+        (['{"text": "caf\udce9"}'], r"source: cannot be read: .*utf-8"),
+    ],
+)
+def test_what_a_user_has_to_mend_comes_out_of_ray_data_in_one_line(
+    tiny: Path, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n", errors="surrogateescape")
+    with pytest.raises(UserError, match=message) as caught:
+        _run(tmp_path, "bad", CorpusConfig(source=str(tmp_path / "bad.jsonl"), tokens=64), tiny / "model")
+    assert "\n" not in str(caught.value)
+
+
 def test_text_files_split_at_blank_lines(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(sentences(i, 6) for i in range(40)))
     _, facts = _run(tmp_path, "txt", CorpusConfig(source=str(tmp_path / "*.txt"), tokens=512), tiny / "model")

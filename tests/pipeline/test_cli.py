@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ByT5Tokenizer, MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import pipeline.main
-from pipeline import local_text, models, preflight, recipe
+from pipeline import hub, local_text, models, preflight, recipe
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import tasks
 from pipeline.run import main, parse, parser
@@ -101,7 +101,16 @@ def fails(
         ("evaluate.cloze.question=1", "evaluate.cloze.question", ["did you mean questions?"]),
         ("sparsities=[1.0]", "sparsities.0", ["less than 1", "not 1.0"]),
         ("sparsities=[0.5, -0.1]", "sparsities.1", ["greater than or equal to 0", "not -0.1"]),
-        ("sparsities=[0.5, 0.5]", "sparsities", ["different numbers", "[0.5, 0.5]"]),
+        ("sparsities=[0.5, 0.5]", "sparsities", ["first six digits", "[0.5, 0.5]"]),
+        ("sparsities=[0.5, 0.5000001]", "sparsities", ["first six digits", "0.5000001"]),
+        ("name=../../x", "name", ["one folder", "'../../x'"]),
+        ("name=''", "name", ["one folder", "''"]),
+        ("name=.", "name", ["one folder", "'.'"]),
+        ("name=a/b", "name", ["one folder", "'a/b'"]),
+        ('name="a\\0b"', "name", ["one folder", "x00"]),
+        (f"name={'n' * 101}", "name", ["at most 100 bytes", "not 101"]),
+        ("output=''", "output", ["a directory or a URI", "''"]),
+        ('output="a\\0b"', "output", ["a directory or a URI", "x00"]),
         ("sparsities=half", "sparsities", ["valid list", "'half'"]),
         ("learn.leap.settings.batch_rows=5", "learn.leap", ["5 micro-batches", "2 workers", "batch_rows"]),
         ("learn.leap.workers=3", "learn.leap", ["4 micro-batches", "3 workers", "workers"]),
@@ -137,6 +146,8 @@ def fails(
         ("evaluate.task_directory=/no/such", "evaluate.task_directory", ["does not exist"]),
         ("output=/dev/null", "output", ["is a file"]),
         ("output=nosuch://bucket", "output", ["nosuch"]),
+        ("output=/tmp/what?", "output", ["/tmp/what?", "without ? and %"]),
+        ("output=/tmp/50%25", "output", ["/tmp/50%25", "without ? and %"]),
     ],
 )
 def test_a_wrong_value_ends_in_one_line(fails: SimpleNamespace, override: str, key: str, parts: list[str]) -> None:
@@ -181,8 +192,36 @@ def test_files_that_are_not_what_their_name_says(fails: SimpleNamespace) -> None
     (fails.directory / "c.parquet").write_text("text")
     said = [fails.of(f"data.heldout.source={fails.directory}/{name}") for name in ("a.jsonl", "b.jsonl", "c.parquet")]
     assert said[0] == "data.heldout.source: a.jsonl: line 1 is not a JSON record"
-    assert said[1] == "data.heldout.source: b.jsonl is empty"
+    assert said[1] == "data.heldout.source: b.jsonl: nothing but empty files"
     assert said[2].startswith("data.heldout.source: c.parquet is not a parquet file")
+
+
+def test_text_as_people_have_it(fails: SimpleNamespace) -> None:
+    """What is refused names file and line; a record without text is none, and skipped."""
+    files = fails.directory
+
+    def of(name: str, *lines: bytes) -> str:
+        (files / name).write_bytes(b"\n".join(lines) + b"\n")
+        values = f"{{source: {files}/{name}, share: [0, 100], tokens: 1000000}}"
+        return fails.of(f"data.heldout={values}").removeprefix("data.heldout.")
+
+    good = b'{"text": "the mask keeps a weight"}'
+    said = of("latin1.jsonl", good, '{"text": "café"}'.encode("latin-1"))
+    assert said == "source: latin1.jsonl: line 2 is not UTF-8; convert the file to it"
+    said = of("list.jsonl", good, b'{"text": [{"role": "user", "content": "a"}]}')
+    assert said == "text_field: line 2 of list.jsonl: text holds a list, not text"
+    assert of("number.jsonl", good, b'{"text": 5}') == "text_field: line 2 of number.jsonl: text holds 5, not text"
+    assert of("no.jsonl.gz", good).startswith("source: no.jsonl.gz cannot be read after line 0")
+    said = of("some.jsonl", good, b'{"text": null}', b'{"title": "none"}', b'{"text": ""}', good)
+    assert "some.jsonl has" in said
+    assert "in 2 documents" in said
+    pq.write_table(pa.table({"text": [["a"], ["b"]]}), files / "lists.parquet")
+    line = fails.of(f"data.heldout.source={files}/lists.parquet")
+    assert line == "data.heldout.text_field: a record of lists.parquet: text holds a list, not text"
+    (files / "a.jsonl").write_bytes(good)
+    (files / "b.jsonl").write_text('{"content": "a"}\n')
+    line = fails.of(f"data.heldout.source={files}/[ab].jsonl")
+    assert line == "data.heldout.text_field: no field text; the records of b.jsonl have content"
 
 
 @pytest.mark.parametrize("form", ["txt", "jsonl", "jsonl.gz", "parquet"])
@@ -361,7 +400,7 @@ def test_a_model_of_which_much_stays_dense(
 
 
 def test_a_hub_that_does_not_answer(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "answers", lambda: False)
     assert fails.of("model.source=no-such/model").startswith("model.source: cannot load no-such/model: ")
 
 
@@ -421,7 +460,7 @@ def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str
 def test_every_field_has_one_line_that_can_be_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fields"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "learn.NAME.settings.learning_rate  float = 0.001" in lines
+    assert "learn.NAME.settings.learning_rate  float = 0.01" in lines
     assert "data.calibration.share  [int, int] = [76, 88]" in lines
     assert "sparsities  list of float ≥ 0 < 1 = [0.5, 0.6]" in lines
     assert "evaluate.cloze  (or null)" in lines
@@ -464,14 +503,14 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
 def test_a_plan_of_a_model_that_cannot_be_reached_leaves_out_sizes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "answers", lambda: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["plan", "--recipe", "llama-3.2-1b", f"output={tmp_path}", "model.source=no-such/model"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     (line,) = [line for line in out.splitlines() if line.startswith("model.source:")]
     assert "no-such/model cannot be read" in line
-    for text in ("leap@0.6", "2.1\u00a0G", "4 GPU"):
+    for text in ("leap@0.6", "32.8\u00a0M", "4 GPU"):
         assert text in out
 
 

@@ -44,7 +44,7 @@ def test_fields_show_type_limits_and_the_default_of_their_place() -> None:
     assert fields["evaluate.cloze"].type == f"{SECTION} | none"
     assert fields["data.calibration.share"].default == (76, 88)
     assert fields["data.heldout.share"].default == (88, 92)
-    assert fields["learn.NAME.settings.scale.start"].default == 25.0
+    assert fields["learn.NAME.settings.scale.start"].default == 1.0
     assert fields["learn.NAME.settings.temperature.start"].help == "Value at the first step."
 
 
@@ -126,10 +126,9 @@ def test_a_task_can_have_a_number_of_documents_of_its_own() -> None:
     assert evaluate.documents_for("arc") is None
 
 
-def test_data_lies_beside_the_project_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_stands_for_what_the_environment_says_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEAP_DATA", raising=False)
-    beside = Path(paths.__file__).resolve().parents[2] / "shared" / "data"
-    assert paths.expand_variables("$LEAP_DATA/text") == f"{beside}/text"
+    assert paths.expand_variables("$LEAP_DATA/text") == "$LEAP_DATA/text"
     monkeypatch.setenv("LEAP_DATA", "/elsewhere")
     assert paths.expand_variables("${LEAP_DATA}/text") == "/elsewhere/text"
     assert paths.expand_variables("$NOBODY_SETS_THIS/x") == "$NOBODY_SETS_THIS/x"
@@ -144,8 +143,8 @@ def test_every_recipe_loads_and_says_why(name: str) -> None:
 
 
 def test_the_bases_are_not_listed() -> None:
-    assert {*GPU, "nano", "smollm2"} <= set(recipe.names())
-    assert not {"base", "gpu"} & set(recipe.names())
+    assert {*GPU, *(f"{name}-paper" for name in GPU), "nano", "smollm2"} <= set(recipe.names())
+    assert not {"base", "gpu", "gpu-paper", "short"} & set(recipe.names())
 
 
 @pytest.mark.parametrize("path", sorted(recipe.DIRECTORY.glob("*.yaml")), ids=lambda p: p.stem)
@@ -168,9 +167,27 @@ def _repeated(own: Any, inherited: Any, key: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("name", GPU)
-def test_gpu_recipes_are_leap_as_published(name: str) -> None:
+def test_gpu_recipes_learn_with_the_best_settings_from_some_ten_million_tokens(name: str) -> None:
     config = recipe.load(name)
     learn = config.learn["leap"]
+    assert config.model.source == GPU[name]
+    s = dataclasses.replace(learn.settings, steps=LearnSettings().steps, batch_rows=LearnSettings().batch_rows)
+    assert s == LearnSettings()
+    tokens = learn.settings.steps * learn.settings.batch_rows * config.data.context_length
+    assert config.data.calibration.tokens == tokens
+    assert 10e6 <= tokens <= 50e6
+    paper = recipe.load(f"{name}-paper")
+    assert learn.model_copy(update={"published": True, "settings": None}) == paper.learn["leap-paper"].model_copy(
+        update={"settings": None}
+    )
+    assert (paper.model, paper.prior, paper.evaluate) == (config.model, config.prior, config.evaluate)
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_gpu_recipes_of_the_paper_are_leap_as_published(name: str) -> None:
+    config = recipe.load(f"{name}-paper")
+    assert list(config.learn) == ["leap-paper"]
+    learn = config.learn["leap-paper"]
     s = learn.settings
     assert config.model.source == GPU[name]
     assert config.model.dtype == "bfloat16"

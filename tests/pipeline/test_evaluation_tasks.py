@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,10 @@ from pipeline.evaluation import tasks
 from pipeline.evaluation.tasks import resolve_task
 from pipeline.evaluation.zero_shot import zero_shot
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = Path(os.environ.get("LEAP_DATA", "no-data"))
 YAML = SHARED / "eval" / "yaml"
 RUN = {"batch_size": "auto", "device": "cpu", "max_length": 128, "seed": 0}
-needs_shared_data = pytest.mark.skipif(
-    not YAML.is_dir(), reason="the zero-shot sets are not in ../shared/data/eval beside the repository"
-)
+needs_shared_data = pytest.mark.skipif(not YAML.is_dir(), reason="the zero-shot sets are not in $LEAP_DATA/eval")
 
 TASK = """\
 task: {name}

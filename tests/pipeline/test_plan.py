@@ -195,14 +195,49 @@ def test_another_text_or_model_is_noticed_by_its_files(tiny: Path, base: list[st
     mine = [*base, f"model.source={model}", f"data.evaluation.words.source={text}"]
     before = keys_of(plan_of(tiny, mine))
     os.utime(text, (1, 1))
+    assert keys_of(plan_of(tiny, mine)) == before, "the same text"
+    text.write_text(text.read_text().replace("mask", "task"))
     after = keys_of(plan_of(tiny, mine))
     assert after["calibrate/words"] != before["calibrate/words"]
     assert after["prior/magnitude@0.5"] == before["prior/magnitude@0.5"]
     with (model / "model.safetensors").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
+        file.seek(-20_001, os.SEEK_END)
         file.write(b"\x07")
     changed = keys_of(plan_of(tiny, mine))
     assert all(changed[name] != after[name] for name in changed)
+
+
+def test_another_local_task_is_noticed_by_its_definition_and_its_data(
+    tiny: Path, base: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "shared.txt").write_text("")
+    (folder / "_common.yaml").write_text("dataset_path: json\noutput_type: multiple_choice\n")
+    for name in ("one", "two"):
+        (folder / f"{name}.yaml").write_text(
+            f"include: _common.yaml\ntask: {name}\ndataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}\n"
+            "process_docs: !function utils.process\n"
+        )
+        (folder / f"{name}.jsonl").write_text('{"question": "a"}\n')
+    (folder / "utils.py").write_text("def process(docs):\n    return docs\n")
+    mine = [*base, f"evaluate.task_directory={folder}"]
+
+    def again(name: str, text: str) -> set[str]:
+        """Tasks that are measured again after a change of a file."""
+        before = keys_of(plan_of(tiny, mine))
+        (folder / name).write_text(text)
+        after = keys_of(plan_of(tiny, mine))
+        return {key.rsplit(".", 1)[1] for key in after if after[key] != before[key]}
+
+    assert again("two.jsonl", '{"question": "b"}\n') == {"two"}
+    assert again("one.yaml", (folder / "one.yaml").read_text() + "num_fewshot: 1\n") == {"one"}
+    assert again("_common.yaml", (folder / "_common.yaml").read_text() + "doc_to_text: question\n") == {"one", "two"}
+    assert again("utils.py", "def process(docs):\n    return docs.select([0])\n") == {"one", "two"}
+    assert again("shared.txt", "no task names this") == set()
+    before = keys_of(plan_of(tiny, mine))
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert keys_of(plan_of(tiny, [*base, f"evaluate.task_directory={tmp_path / 'elsewhere'}"])) == before
 
 
 def test_a_remote_store_is_not_touched_while_planning(tiny: Path, base: list[str], tmp_path: Path) -> None:
@@ -219,11 +254,10 @@ def test_files_and_tasks_lie_where_leap_data_says(tmp_path: Path, monkeypatch: p
     config = recipe.load("smollm2")
     monkeypatch.setenv("LEAP_DATA", str(tmp_path))
     assert task_directory(config) == tmp_path / "eval" / "yaml"
-    assert corpora.expand(config.data.heldout) is None
-    assert corpora.uses_fallback(config.data.heldout)
+    assert corpora.is_absent(config.data.heldout)
     (tmp_path / "text" / "wikipedia_heldout.jsonl").write_text('{"text": "a"}\n')
     assert corpora.expand(config.data.heldout) == [str(tmp_path / "text" / "wikipedia_heldout.jsonl")]
-    assert not corpora.uses_fallback(config.data.heldout)
+    assert not corpora.is_absent(config.data.heldout)
 
 
 def test_some_of_several_files_are_not_taken_for_all(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from leap.settings import DensityControl, LearnSettings
+from pipeline.config import LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.recipe import load, merge
 
@@ -92,8 +94,22 @@ def test_a_section_that_was_null_can_be_given_again() -> None:
 
 def test_the_rest_of_a_schedule_is_that_of_its_field() -> None:
     settings = load("base", ["learn.leap.settings.scale.start=10"]).learn["leap"].settings
+    assert (settings.scale.start, settings.scale.end) == (10, 1)
+    assert settings.temperature.start == 0.3
+    settings = load("base", ["learn.leap={published: true, settings: {scale: {start: 10}}}"]).learn["leap"].settings
     assert (settings.scale.start, settings.scale.end) == (10, 350)
-    assert settings.temperature.start == 4
+
+
+def test_published_is_what_settings_do_not_give() -> None:
+    for config in (load("base", ["learn.leap.published=true"]), LearnConfig(published=True)):
+        learn = config.learn["leap"] if isinstance(config, RunConfig) else config
+        assert learn.settings == LearnSettings.published()
+    learn = load("base", ["learn.leap={published: true, settings: {density: {weight: 3}, steps: 9}}"]).learn["leap"]
+    assert learn.settings == LearnSettings.published(density=DensityControl(kind="penalty", weight=3), steps=9)
+    again = load("base", ["learn.leap.published=true", "learn.more={like: leap, settings: {learning_rate: 0.01}}"])
+    assert again.learn["more"].settings == LearnSettings.published(learning_rate=0.01)
+    # What a run wrote down is read back as it was.
+    assert RunConfig.model_validate(again.model_dump(mode="json")) == again
 
 
 def test_a_partly_given_corpus_keeps_apart_what_has_to_be_kept_apart() -> None:

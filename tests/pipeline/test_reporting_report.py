@@ -37,6 +37,7 @@ def variant(method, target, ppl, acc, *, spread=0.0):
     return {
         "name": name,
         "method": method,
+        "origin": "dense" if target is None else "learned" if method == "leap" else "layer-wise",
         "target_sparsity": target,
         "real_sparsity": target or 0.0,
         "scope": "global",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 from browser import free_port
 from conftest import ROOT, Command, finish
 from mlflow import MlflowClient
+from test_checksums import flipped
 from transformers import AutoModelForCausalLM
 
 from leap.packed import MaskFile
@@ -199,12 +202,47 @@ def test_one_changed_field_runs_what_depends_on_it(finished: tuple[Path, str], r
     assert fresh == {f"evaluate/{variant}.cloze" for variant in variants}
 
 
+#: One file of each kind of artefact that a run leaves.
+ARTEFACTS = [
+    "calibrate/calibration-*/rows-*.parquet",
+    "prior/wanda@0.5-*/block-0001.safetensors",
+    "learn/leap@0.5-*/checkpoints/step-000120.json",
+    "reconstruct/*/block-0000.safetensors",
+    "harden/leap@0.5-*/model.safetensors",
+    "harden/wanda@0.5-*/masks.safetensors",
+    "evaluate/leap@0.5.words-*/result.json",
+    "evaluate/leap@0.5.map-*/density.safetensors",
+]
+
+
+def test_what_is_damaged_is_named_and_made_anew_as_it_was(
+    finished: tuple[Path, str], run_command: Command, tmp_path: Path
+) -> None:
+    output = tmp_path / "runs"
+    shutil.copytree(finished[0], output)
+    root, rng = output / "tiny", random.Random(0)
+    kept = [path for path in root.rglob("*") if path.suffix in (".parquet", ".safetensors")]
+    before = {path: path.read_bytes() for path in kept if "step-000110" not in path.parts}
+    damaged = [next(root.glob(pattern)) for pattern in ARTEFACTS]
+    for path in damaged:
+        path.write_bytes(flipped(path.read_bytes(), rng.randrange(8 * path.stat().st_size)))
+    text = finish(run_command(output, *EXTRAS))
+    for path in damaged:
+        assert f"{path} is missing, cut off or altered" in text
+    assert "learning continues from step 110" in text
+    assert [path for path, content in before.items() if path.read_bytes() != content] == []
+    perplexities = [
+        {v["name"]: v["perplexity"] for v in _results(place)["variants"]} for place in (finished[0], output)
+    ]
+    assert perplexities[0] == perplexities[1]
+
+
 def _wait_for_checkpoint(process: subprocess.Popen[str], output: Path) -> int:
     """Wait until training has saved something and is not done; returns the step."""
     deadline = time.time() + 300
     while time.time() < deadline:
         assert process.poll() is None, process.communicate()[0][-3000:]
-        for latest in (output / "tiny").glob("learn/leap@0.5-*/checkpoints/latest.json"):
+        for latest in sorted((output / "tiny").glob("learn/leap@0.5-*/checkpoints/step-*.json"), reverse=True):
             step = json.loads(latest.read_text())["step"]
             assert step < 120, "too late to interrupt"
             return step

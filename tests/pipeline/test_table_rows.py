@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import stdev
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from pipeline.measured import Measured
 from pipeline.plan import Plan, Variant
 from pipeline.recipe import load
 from pipeline.records import variant_metrics
+from pipeline.reporting.summary import is_learned
 from pipeline.storage import StageDir
 
 
@@ -53,6 +54,7 @@ def facts(_plan: Plan, variant: Variant) -> dict[str, Any]:
     return {
         "name": variant.name,
         "method": variant.method,
+        "origin": variant.origin,
         "target_sparsity": variant.sparsity,
         "real_sparsity": variant.sparsity or 0.0,
         "training_tokens": 0,
@@ -124,3 +126,23 @@ def test_the_tracker_gets_them(made: Any) -> None:
     assert metrics["against.admm.acc.mean_stderr"] == rows["leap@0.5"]["against"]["admm@0.5"]["mean_accuracy"]["stderr"]
     assert metrics["seeds_stdev.nll.text"] == rows["leap@0.5"]["spread"]["nll"]["text"]
     assert metrics["acc.mean_above_chance"] == 5 / 8
+
+
+def test_a_row_says_how_it_came_about_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that read like something else: an entry called admm-like, and one with new weights that has no plus."""
+    variants = [
+        *VARIANTS[:3],
+        Variant("admm-like", 0.5, "global", stage("harden"), stage("learn")),
+        Variant("wanda2", 0.5, "global", stage("harden"), stage("reconstruct")),
+    ]
+    monkeypatch.setattr(module, "measured", lambda _plan, variant: FOUND.get(variant.name, FOUND["leap.seed0@0.5"]))
+    rows, _, _ = module.table_rows(Plan(load("nano"), variants=variants), facts)
+    assert [row["origin"] for row in rows] == ["dense", "layer-wise", "layer-wise", "learned", "fitted"]
+    assert [row.get("rival") for row in rows] == [None] * 3 + ["wanda@0.5"] * 2
+    assert [is_learned(cast(Any, row)) for row in rows] == [False] * 3 + [True] * 2
+    assert list(rows[3]["against"]) == ["wanda@0.5", "admm@0.5", "dense"]
+
+
+def test_the_mean_over_seeds_has_the_origin_of_its_members(made: Any) -> None:
+    rows, _, _ = made
+    assert rows["leap@0.5"]["origin"] == "learned"

@@ -1,4 +1,5 @@
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from pipeline.tracking import make_tracker
+from pipeline.errors import UserError
+from pipeline.tracking import default_uri, make_tracker
 from pipeline.tracking.sync import sync
 from pipeline.tracking.system import SystemMetrics
 
@@ -78,6 +80,29 @@ def test_runs_are_nested_and_hold_everything(runs, client, tmp_path):
     info = tracker.info()
     assert info["run_id"] == parent.info.run_id
     assert info["ui_command"] == f"mlflow ui --backend-store-uri {info['uri']}"
+
+
+@pytest.mark.parametrize("name", ["question?mark", "percent 50%25"])
+def test_a_directory_that_a_uri_cannot_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="choose a path without"):
+        make_tracker(None, "test", tmp_path / name / "tiny").start_run("tiny")
+    assert not (tmp_path / name / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", ["hash #1", "50% größe; & [v2]"])
+def test_the_store_lies_where_the_runs_are_whatever_the_directory_is_called(tmp_path, name):
+    runs = tmp_path / name
+    tracker, run = begin(runs, "tiny")
+    with run:
+        run.log_metrics({"a": 1.0})
+        run.log_dict({"a": 1}, "x.json")
+    assert (runs / "mlflow.db").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+    assert list((runs / "mlartifacts").rglob("x.json"))
+    uri = tracker.info()["uri"]
+    assert uri == default_uri(runs)
+    assert shlex.split(tracker.info()["ui_command"])[-1] == uri
+    assert find(MlflowClient(uri), "tiny").data.metrics == {"a": 1.0}
 
 
 def test_a_restart_continues_the_same_runs(runs, client):

@@ -40,7 +40,7 @@ def test_the_spaces_of_the_project_hold_the_published_and_the_recipes_values(nam
     assert found.why
     assert set(found.published) == set(found.current) == set(found.domains)
     for key, domain in found.domains.items():
-        assert found.published[key] == space.get(LearnSettings(), key)
+        assert found.published[key] == space.get(LearnSettings.published(), key)
         assert found.published[key] in domain
         assert found.current[key] in domain
     first, *rest = make_search(config, "leap", found, Options()).points

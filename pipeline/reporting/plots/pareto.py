@@ -46,7 +46,7 @@ def _lines(results: RunResults, dataset: str) -> dict[str, Points]:
 
 
 def _draw(axes: Axes, results: RunResults, dataset: str, lines: dict[str, Points]) -> None:
-    learned = {summary.label(v) for _, g in summary.groups(results) for v in g if summary.is_learned(v, results)}
+    learned = {summary.label(v) for _, g in summary.groups(results) for v in g if summary.is_learned(v)}
     axes.set_title(dataset)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

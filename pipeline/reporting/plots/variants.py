@@ -103,7 +103,7 @@ def _figure(results: RunResults, panels: list[_Panel]) -> Figure | None:
             axes.remove()
             continue
         _draw(axes, panels[index], rows, results)
-        _label_rows(axes, rows, results, shown=index % columns == 0)
+        _label_rows(axes, rows, shown=index % columns == 0)
     return figure
 
 
@@ -119,7 +119,7 @@ def _draw(axes: Axes, panel: _Panel, rows: list[tuple[float, str, Variant | None
     if dense:
         _draw_dense(axes, panel, *dense)
     for y, variant, (value, error) in measured:
-        colour = ACCENT if summary.is_learned(variant, results) else MUTED
+        colour = ACCENT if summary.is_learned(variant) else MUTED
         if dense and panel.stems:
             axes.plot([dense[0], value], [y, y], color=colour, linewidth=1.4, alpha=0.35, solid_capstyle="butt")
         if error:
@@ -167,7 +167,7 @@ def _draw_dense(axes: Axes, panel: _Panel, value: float, error: float) -> None:
         axes.text(0.99, 0, words, transform=axes.get_yaxis_transform(), ha="right", **text)
 
 
-def _label_rows(axes: Axes, rows: list[tuple[float, str, Variant | None]], results: RunResults, *, shown: bool) -> None:
+def _label_rows(axes: Axes, rows: list[tuple[float, str, Variant | None]], *, shown: bool) -> None:
     axes.set_yticks([y for y, _, _ in rows], [text if shown else "" for _, text, _ in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -175,5 +175,5 @@ def _label_rows(axes: Axes, rows: list[tuple[float, str, Variant | None]], resul
     for tick, (_, _, variant) in zip(axes.get_yticklabels(), rows, strict=True):
         if variant is None:
             tick.set(color=INK, fontweight="bold")
-        elif summary.is_learned(variant, results):
+        elif summary.is_learned(variant):
             tick.set(color=ACCENT, fontweight="bold")
