@@ -114,7 +114,7 @@ def adam8bit_triton(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) 
     """:func:`leap_kernels.adam8bit.adam8bit` for tensors that fit."""
     skip, count = s.offset & 3, logits.numel()
     correction1, correction2 = s.corrections
-    shift = s.shift if isinstance(s.shift, Tensor) else None
+    shift, number = (s.shift, 0.0) if isinstance(s.shift, Tensor) else (None, s.shift)
     _launch(
         -(-(skip + count) // _BLOCK),
         (logits, grad.contiguous(), moments),
@@ -130,7 +130,7 @@ def adam8bit_triton(logits: Tensor, grad: Tensor, moments: Tensor, s: AdamStep) 
             *s.betas,
             s.rate / correction1,
             1 / math.sqrt(correction2),
-            s.shift if shift is None else 0.0,
+            number,
         ),
         singles=(logits if shift is None else shift,),
         types=(logits.dtype, grad.dtype, None if shift is None else shift.dtype),

@@ -4,6 +4,9 @@ A traced product is one operator that calls :mod:`leap_kernels.product`, which c
 Calls outside of a trace go there directly: an operator takes longer to call than a small matrix to multiply.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -32,19 +35,19 @@ _MATRICES = {"bmp128": _bmp128, "idx8": _idx8}
 
 
 def _register(name: str) -> None:
-    matrix = _MATRICES[name]
+    matrix: Callable[..., BMP128 | IDX8] = _MATRICES[name]
 
-    def linear_op(x: Tensor, bias: Tensor | None, *parts: object) -> Tensor:
-        return product(x, matrix(*parts), bias)  # type: ignore[arg-type]
+    def linear_op(x: Tensor, bias: Tensor | None, *parts: Any) -> Tensor:
+        return product(x, matrix(*parts), bias)
 
-    def linear_fake(x: Tensor, _bias: Tensor | None, *parts: object) -> Tensor:
-        return x.new_empty(*x.shape[:-1], matrix(*parts).shape[0])  # type: ignore[arg-type]
+    def linear_fake(x: Tensor, _bias: Tensor | None, *parts: Any) -> Tensor:
+        return x.new_empty(*x.shape[:-1], matrix(*parts).shape[0])
 
-    def unpack_op(*parts: object) -> Tensor:
-        return dense(matrix(*parts))  # type: ignore[arg-type]
+    def unpack_op(*parts: Any) -> Tensor:
+        return dense(matrix(*parts))
 
-    def unpack_fake(*parts: object) -> Tensor:
-        weight = matrix(*parts)  # type: ignore[arg-type]
+    def unpack_fake(*parts: Any) -> Tensor:
+        weight = matrix(*parts)
         return weight.vals.new_empty(weight.shape)
 
     _library.impl(f"linear_{name}", linear_op, "CompositeExplicitAutograd")
@@ -65,5 +68,7 @@ def traced_product(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None) -> Ten
     if isinstance(weight, IDX8):
         parts = (weight.start, weight.base, weight.index, weight.vals, rows, columns)
         return linear(x, operators.unpack_idx8(*parts), bias) if gradient else operators.linear_idx8(x, bias, *parts)
-    parts = (weight.bits, weight.off, weight.vals, weight.row_base, rows, columns)
-    return linear(x, operators.unpack_bmp128(*parts), bias) if gradient else operators.linear_bmp128(x, bias, *parts)
+    tensors = (weight.bits, weight.off, weight.vals, weight.row_base, rows, columns)
+    if gradient:
+        return linear(x, operators.unpack_bmp128(*tensors), bias)
+    return operators.linear_bmp128(x, bias, *tensors)

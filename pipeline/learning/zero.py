@@ -158,8 +158,7 @@ class ZeroModel:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""
-        moments = {layer: (m, v) for layer, m, v in checkpoint.facts["shared_moments"]}
-        self._updater.shared.moments = moments
+        self._updater.shared.moments = {layer: (m, v) for layer, m, v in checkpoint.facts["shared_moments"]}
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for number, name in enumerate(self.layers):
             for part, tensor in self._updater.state(number, self.local_logits(name)).items():
