@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def _records(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 except UnicodeDecodeError:
                     raise UserError(f"source: {name}: line {number} is not UTF-8; convert the file to it") from None
                 except ValueError:
+                    if line.startswith(codecs.BOM_UTF8):
+                        raise UserError(f"source: {name} begins with a byte order mark; save it without") from None
                     record = None
                 if not isinstance(record, dict):
                     raise UserError(f"source: {name}: line {number} is not a JSON record")

@@ -45,11 +45,6 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
         raise UserError(
             f"model.source: the tokenizer has {tokens} tokens and the model {text.vocab_size}; they do not fit"
         )
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id >= text.vocab_size:
-        raise UserError(
-            f"model.source: the tokenizer's end-of-text token has number {tokenizer.eos_token_id}, beyond the model's "
-            f"{text.vocab_size} tokens"
-        )
     if tokenizer.eos_token_id is None:
         raise UserError("model.source: the tokenizer has no end-of-text token, which separates documents in a row")
     for name in ("eos_token", "bos_token", "pad_token"):

@@ -206,10 +206,5 @@ class ShardWriter:
 
 
 def tokenizer_hash(model: ModelConfig) -> str:
-    """Hash of the tokenizer's vocabulary and rules; of one that is Python code, of its class and vocabulary."""
-    tokenizer = _tokenizer(model)
-    if tokenizer.is_fast:
-        rules = tokenizer.backend_tokenizer.to_str()
-    else:
-        rules = json.dumps([type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.sha256(rules.encode()).hexdigest()[:16]
+    """Hash of the tokenizer's vocabulary and rules."""
+    return hashlib.sha256(_tokenizer(model).backend_tokenizer.to_str().encode()).hexdigest()[:16]

@@ -208,6 +208,8 @@ def test_text_as_people_have_it(fails: SimpleNamespace) -> None:
     good = b'{"text": "the mask keeps a weight"}'
     said = of("latin1.jsonl", good, '{"text": "café"}'.encode("latin-1"))
     assert said == "source: latin1.jsonl: line 2 is not UTF-8; convert the file to it"
+    said = of("bom.jsonl", b"\xef\xbb\xbf" + good)
+    assert said == "source: bom.jsonl begins with a byte order mark; save it without"
     said = of("list.jsonl", good, b'{"text": [{"role": "user", "content": "a"}]}')
     assert said == "text_field: line 2 of list.jsonl: text holds a list, not text"
     assert of("number.jsonl", good, b'{"text": 5}') == "text_field: line 2 of number.jsonl: text holds 5, not text"
