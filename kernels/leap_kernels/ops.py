@@ -31,11 +31,11 @@ def _idx8(start: Tensor, base: Tensor, index: Tensor, vals: Tensor, rows: int, c
     return IDX8((rows, columns), start, base, index, vals)
 
 
-_MATRICES = {"bmp128": _bmp128, "idx8": _idx8}
+_MATRICES: dict[str, Callable[..., BMP128 | IDX8]] = {"bmp128": _bmp128, "idx8": _idx8}
 
 
 def _register(name: str) -> None:
-    matrix: Callable[..., BMP128 | IDX8] = _MATRICES[name]
+    matrix = _MATRICES[name]
 
     def linear_op(x: Tensor, bias: Tensor | None, *parts: Any) -> Tensor:
         return product(x, matrix(*parts), bias)
