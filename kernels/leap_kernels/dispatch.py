@@ -13,10 +13,9 @@ Format = Literal["bmp128", "idx8"]
 MAX_ROWS_CPU = 16  # README.md, "Measured"
 MAX_ROWS_SPMM = 32  # two tiles of 16, the narrowest that tensor cores multiply
 MAX_ROWS_GEMV = 4  # for float32, which they would round: the GEMV for each row, only the first from memory. A guess.
-# A pass serves 4 rows. By benchmarks/model.py 8 rows, two passes, take 22 microseconds for 4096 x 4096 at half density,
-# whatever the memory, and 12 rows 31. Unpacking and a dense product move 5.5 bytes per weight and hold a dense copy: 18
-# to 22 on an H200. A model.
-MAX_ROWS_IDX8 = 8
+# A pass serves 4 rows, and each costs about as much as unpacking: for 4096 x 4096 at 60 % on an H200 two passes took 55
+# microseconds, unpacking and a dense product 39 (docs/results.md).
+MAX_ROWS_IDX8 = 4
 
 # Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value, not measured. At half density and
 # 2-byte values IDX8 takes 1.55 bytes and 6.6 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per

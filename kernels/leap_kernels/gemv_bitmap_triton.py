@@ -87,8 +87,8 @@ _launch = Launcher(gemv_bitmap_kernel)
 
 
 def default_config(rows: int) -> Config:
-    """For a matrix of so many rows: a model, as many warps as keep 30 KB in flight on each of 132 SMs."""
-    return Config(warps=8 if rows <= 2048 else 4 if rows <= 8192 else 2)
+    """For a matrix of so many rows: the fastest of :func:`candidates` on an H200 at 60 % or within 5 % of it."""
+    return Config(warps=8 if rows <= 2048 else 4)
 
 
 def candidates() -> list[Config]:

@@ -148,12 +148,17 @@ def gemv_idx8_kernel(
 _launch = Launcher(gemv_idx8_kernel)
 
 
-def default_config(rows: int, batch: int = 1) -> Config:
-    """For a matrix of so many rows, and rows of x in a pass: a model.
+def default_config(rows: int, columns: int, batch: int = 1) -> Config:
+    """For a matrix [rows, columns], and so many rows of x in a pass.
 
-    As many warps as keep 30 KB in flight on each of 132 SMs; more of them share the words that several rows of x make.
+    For one row the fastest of :func:`candidates` on an H200 at 60 % (docs/results.md); for several a guess: more warps
+    share the words that several rows of x make.
     """
-    return Config(16) if rows <= 2048 or batch > 1 else Config(8)
+    if batch > 1:
+        return Config(16)
+    if columns > 8192:
+        return Config(8)
+    return Config(8, 4) if rows <= 2048 else Config(4, 4)
 
 
 def candidates() -> list[Config]:
@@ -176,7 +181,7 @@ def gemv_idx8_triton(x: Tensor, weight: IDX8, bias: Tensor | None = None, config
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
     batch = 1 if count == 1 else min(MAX_WORD // x.element_size(), triton.next_power_of_2(count))
     passes = -(-count // batch)
-    warps, chunks_per_warp, prefetch = default_config(rows, batch) if config is None else config
+    warps, chunks_per_warp, prefetch = default_config(rows, columns, batch) if config is None else config
     _launch(
         -(-rows // BLOCK_ROWS) * passes,
         (x, weight.start, weight.base, weight.index, weight.vals, x if bias is None else bias, y),
