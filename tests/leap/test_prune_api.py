@@ -283,16 +283,17 @@ def test_import_is_cheap_and_brings_in_nothing_of_the_pipeline(tmp_path):
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=tmp_path, env=environment, timeout=600)
 
 
-def test_a_common_step_moves_sparsity_to_where_it_costs_least(pattern_model, rows, loss_on):
-    losses, spread = {}, {}
+def test_a_common_step_moves_sparsity_to_where_it_costs_least(pattern_model, rows):
+    with torch.no_grad():  # nothing of this MLP reaches the output any more
+        pattern_model.model.layers[0].mlp.down_proj.weight *= 1e-4
+    idle = {}
     for rate in (0.0, 0.1):
         settings = replace(SETTINGS, noise=False, weight_reward=0, distillation=1, density=LAGRANGIAN, matrix_rate=rate)
         model = copy.deepcopy(pattern_model)
         result = leap.prune(model, rows, sparsity=0.6, settings=settings)
-        spread[rate] = max(result.layer_sparsity.values()) - min(result.layer_sparsity.values())
-        losses[rate] = loss_on(model)
+        idle[rate] = [share for name, share in result.layer_sparsity.items() if "layers.0.mlp" in name]
         kept = sum(int(linear.weight.count_nonzero()) for linear in prunable_linears(model).values())
         numel = sum(linear.weight.numel() for linear in prunable_linears(model).values())
         assert kept == numel - round(0.6 * numel), "exact, whatever moved"
-    assert spread[0.1] > 2 * spread[0.0]
-    assert losses[0.1] < losses[0.0]
+    assert min(idle[0.1]) > 0.6
+    assert sum(idle[0.1]) > sum(idle[0.0])
