@@ -17,7 +17,7 @@ MAX_ROWS_GEMV = 4  # for float32, which they would round: the GEMV for each row,
 # microseconds, unpacking and a dense product 39 (docs/results.md).
 MAX_ROWS_IDX8 = 4
 
-# Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value, not measured. At half density and
+# Bytes per clock and SM above which IDX8-64 is held instead of BMP128. A model value. At half density and
 # 2-byte values IDX8 takes 1.55 bytes and 6.6 instructions per weight, BMP128 1.16 and 11.4. With 128 instructions per
 # clock they cost the same at 17 bytes per clock; 8 supposes that half of the issue slots are filled. By data sheets:
 # RTX 4090 3, RTX 3090 7, A100 10 to 13, H100 13, B200 27.

@@ -4,7 +4,7 @@ A program unpacks tiles of 16 to 64 rows and 128 columns into registers, once fo
 tensor cores. The columns are split among programs, whose float32 sums are added afterwards in a fixed order: without
 that, a matrix of 4096 rows would occupy 256 warps, two for each SM of an H100.
 
-Speed has not been measured on a GPU: ``aot_table.json`` has the instructions that a weight takes.
+``aot_table.json`` has the instructions that a weight takes. On an H200 it is slower than unpacking (docs/results.md).
 """
 
 from typing import NamedTuple
