@@ -1,53 +1,24 @@
-"""What the command line shows without starting anything: recipes, fields, and what a run will consist of."""
+"""What the command line shows of a run without starting it: what it will consist of, and what it will cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import yaml
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import estimate, preflight, recipe
+from pipeline import estimate, preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.fields import SECTION, all_fields
 from pipeline.plan import Measurement, Plan, make_plan
 from pipeline.reporting.formatting import NBSP, count
 from pipeline.sizes import Sizes, measure
 from pipeline.storage import StageDir
+from pipeline.text_tables import plain_table, sparsities
 
 #: A piece of work on one line of the plan: what it is, its stages, bytes it will write, seconds it will take.
 Line = tuple[str, str, list[StageDir], float | None, float | None]
-
-
-def list_recipes() -> None:
-    """The recipes with their model, sparsities and purpose."""
-    table = _table("recipe", "model", "sparsities", "why")
-    for column in table.columns[:2]:
-        column.no_wrap = True  # names are to be copied
-    for name in recipe.names():
-        config = recipe.load(name)
-        table.add_row(Text(name, style="bold"), config.model.source, _sparsities(config), config.why)
-    Console().print(table)
-
-
-def list_fields() -> None:
-    """Every field of a recipe: dotted name, type, default and meaning."""
-    console = Console()
-    for field in all_fields():
-        if field.type.startswith(SECTION):
-            optional = "" if field.type == SECTION else "  (or null)"
-            console.print()
-            console.print(Text.assemble((field.name, "bold cyan"), (optional, "dim")))
-        else:
-            default = yaml.safe_dump(_plain(field.default), default_flow_style=True, width=1000).removesuffix("...\n")
-            line = Text.assemble((field.name, "bold"), "  ", (field.type, "green"), (f" = {default.strip()}", "dim"))
-            console.print(line, soft_wrap=True)  # one field, one line: so that it can be searched for
-        console.print(Padding(Text(field.help.replace("``", "`")), (0, 0, 0, 4), expand=False))
 
 
 def show_plan(config: RunConfig) -> None:
@@ -87,7 +58,7 @@ def _head(console: Console, plan: Plan, sizes: Sizes | None) -> None:
     config = plan.config
     known = f", {count(sizes.parameters)} parameters, {sizes.weights}" if sizes else ""
     console.print(Text.assemble((config.name, "bold"), f": {config.model.source}, {config.model.dtype}{known}"))
-    console.print(f"sparsities {_sparsities(config)}, context of {config.data.context_length} tokens")
+    console.print(f"sparsities {sparsities(config)}, context of {config.data.context_length} tokens")
     console.print(Text(f"results in {plan.directory}"), soft_wrap=True)
     console.print()
 
@@ -137,7 +108,7 @@ def _evaluation_seconds(config: RunConfig, cells: list[Measurement], sizes: Size
 
 
 def _stage_table(lines: list[Line]) -> Table:
-    table = _table("stage", "item", "state", ">disk", ">time, about")
+    table = plain_table("stage", "item", "state", ">disk", ">time, about")
     previous, total_bytes, total_seconds = "", 0.0, 0.0
     for stage, item, pieces, written, seconds in lines:
         done = sum(piece.manifest() is not None for piece in pieces)
@@ -172,11 +143,11 @@ def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
     if len(runs) > 4:
         if memory:
             facts["memory of a worker"] = together
-        table = _table("learning", *(f">{label.split()[0]}" for label in facts))
+        table = plain_table("learning", *(f">{label.split()[0]}" for label in facts))
         for name, *cells in zip(config.learn, *facts.values(), strict=True):
             table.add_row(name, *cells)
         return table
-    table = _table("learning", *(f">{name}" for name in config.learn))
+    table = plain_table("learning", *(f">{name}" for name in config.learn))
     for label, cells in facts.items():
         table.add_row(label, *cells)
     if memory:
@@ -202,19 +173,6 @@ def _on_hub(config: RunConfig) -> bool:
     return "/" in config.model.source and not config.model.source.startswith(("gguf:", ".", "/", "~", "$"))
 
 
-def _table(*columns: str) -> Table:
-    """A table without lines; a column whose header begins with > is set to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for header in columns:
-        right = header.startswith(">")
-        table.add_column(header.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
-    return table
-
-
-def _sparsities(config: RunConfig) -> str:
-    return ", ".join(f"{s:g}" for s in config.sparsities)
-
-
 def _about(seconds: float | None) -> str:
     """A duration that claims no more than an estimate can."""
     if seconds is None:
@@ -236,7 +194,3 @@ def _bytes(number: float | None) -> str:
         if number >= size:
             return f"{number / size:.3g}{NBSP}{unit}"
     return f"{number:.0f}{NBSP}B"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -101,11 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     try:
         if args.command == "recipes":
-            from pipeline.describe import list_recipes
+            from pipeline.catalogue import list_recipes
 
             list_recipes()
         elif args.command == "fields":
-            from pipeline.describe import list_fields
+            from pipeline.catalogue import list_fields
 
             list_fields()
         elif args.command == "compare":

@@ -450,25 +450,6 @@ def test_a_search_refuses_the_same_before_anything_starts(
     assert not (fails.directory / "runs").exists()
 
 
-def test_recipes_are_listed_with_their_purpose(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes"]) == 0
-    out = capsys.readouterr().out
-    for name in recipe.names():
-        assert name in out
-        assert recipe.load(name).model.source in out
-    assert max(map(len, out.splitlines())) <= 80
-
-
-def test_every_field_has_one_line_that_can_be_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fields"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "learn.NAME.settings.learning_rate  float = 0.01" in lines
-    assert "data.calibration.share  [int, int] = [76, 88]" in lines
-    assert "sparsities  list of float ≥ 0 < 1 = [0.5, 0.6]" in lines
-    assert "evaluate.cloze  (or null)" in lines
-    assert any(line.startswith("    Peak learning rate") for line in lines)
-
-
 def test_a_plan_shows_work_sizes_and_what_is_finished(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
