@@ -78,6 +78,8 @@ def _init(variables: dict[str, str], quiet: dict[str, Any]) -> None:
         # cluster on the machine, unless it is told which is its own.
         address = f"{ray.util.get_node_ip_address()}:{port}"
         ray.init(
+            # Without an address Ray joins whatever cluster this machine has, or the remains of one, and refuses num_cpus.
+            address="local",
             num_cpus=int(resources()["CPU"]),
             include_dashboard=True,  # without it, a killed worker group is never cleaned up
             dashboard_host="127.0.0.1",
