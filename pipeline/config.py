@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from leap.settings import LearnSettings
 from pipeline import number_types
@@ -14,14 +14,41 @@ from pipeline.mappings import merge
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Method = Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
-
-#: Bytes of a recipe's name, which directories and runs are named after.
+#: Bytes of a name that directories and runs are named after.
 NAME_BYTES = 100
+#: Bytes of a path and of a part of one, which file systems allow at most.
+_PATH_BYTES, _PART_BYTES = 4000, 255
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _texts_fit_a_file_system(cls, value: Any, field: ValidationInfo) -> Any:
+        if field.field_name != "why":
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    _check_text(text)
+        return value
+
+
+def _check_text(text: str) -> None:
+    """Every text of a recipe may become a path or a name.
+
+    Raises:
+        ValueError: no file system takes it.
+    """
+    if "\0" in text:
+        raise ValueError(f"must not hold the character NUL, not {text!r}")
+    if len(text.encode()) > _PATH_BYTES:
+        raise ValueError(f"must be at most {_PATH_BYTES} bytes long, not {len(text.encode())}")
+    # A URI may hold a long password.
+    longest = 0 if "://" in text else max(len(part.encode()) for part in text.split("/"))
+    if longest > _PART_BYTES:
+        raise ValueError(f"must be at most {_PART_BYTES} bytes long between slashes, not {longest}")
 
 
 class ModelConfig(Section):
@@ -135,7 +162,7 @@ class LearnConfig(Section):
     """Whether what ``settings`` does not give is as LEAP was published, in place of this project's defaults."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
-    seeds: list[Annotated[int, Field(ge=0)]] = []
+    seeds: list[Seed] = []
     """Learn once with each of these in place of ``settings.seed``, from the same prior and calibration rows.
 
     Several make a variant NAME.seedN each, and one row of the table with their mean and standard deviation.
@@ -297,7 +324,7 @@ class RunConfig(Section):
     """Why the recipe departs from the defaults."""
     output: str = "runs"
     """Directory or URI that all results go to."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of everything that is drawn."""
     sparsities: list[Sparsity] = [0.5, 0.6]
     """Shares of the prunable weights to remove; each is a run of its own, unless an entry of ``learn`` is nested."""
@@ -369,4 +396,6 @@ class RunConfig(Section):
                 # They become names of directories and of metrics.
                 if name in taken[section] or not name.replace("-", "").replace("_", "").isalnum():
                     raise ValueError(f"{section}.{name}: choose another name, of letters, digits, - and _")
+                if len(name.encode()) > NAME_BYTES:
+                    raise ValueError(f"{section}: a name is at most {NAME_BYTES} bytes long, not {len(name.encode())}")
         return self

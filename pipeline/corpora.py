@@ -103,7 +103,10 @@ def content_key(config: CorpusConfig) -> list[Any]:
 
 
 def _commit(source: str) -> str:
-    return hub.commit("dataset", source.removeprefix("hub:"), None)
+    name = source.removeprefix("hub:")
+    if not hub.is_name(name):
+        raise UserError(f"source: {source}: no data set can have the name {name!r}; give hub:DATASET")
+    return hub.commit("dataset", name, None)
 
 
 def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:

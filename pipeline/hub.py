@@ -9,9 +9,18 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
 
 _SECONDS = 5
+
+
+def is_name(text: str) -> bool:
+    """Whether a repository can have this name."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def locate(config: ModelConfig) -> str:
         if not list(path.glob("*.safetensors")):
             raise UserError(f"model.source: {config.source} has no *.safetensors file; other formats are not read")
         return str(path)
-    if config.source.startswith((".", "/", "~")) or config.source.count("/") != 1:
+    if config.source.startswith((".", "/", "~")) or config.source.count("/") != 1 or not hub.is_name(config.source):
         raise UserError(f"model.source: {config.source} is neither nano, a directory, gguf:PACKAGE nor a hub name a/b")
     return config.source
 

@@ -13,6 +13,7 @@ from pipeline.config import CorpusConfig, DataConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.fields import known_key
 from pipeline.mappings import merge
+from pipeline.paths import is_file
 
 DIRECTORY = Path(__file__).parent / "recipes"
 #: What others inherit from; not to be run as they are.
@@ -54,14 +55,14 @@ def _read(recipe: str, folder: Path | None, key: str) -> tuple[dict[str, Any], P
         path = (folder or Path()) / Path(recipe).expanduser()
     else:
         beside = (folder or DIRECTORY) / f"{recipe}.yaml"
-        path = beside if beside.is_file() else DIRECTORY / f"{recipe}.yaml"
-    if not path.is_file():
+        path = beside if is_file(beside) else DIRECTORY / f"{recipe}.yaml"
+    if not is_file(path):
         close = difflib.get_close_matches(recipe, names(), 1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{key} {recipe}: no such recipe{hint} Known: {', '.join(names())}, or a .yaml file")
     try:
         data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{key} {recipe}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{key} {recipe}: expected a mapping of keys to values")
@@ -88,8 +89,8 @@ def _override(data: dict[str, Any], assignment: str) -> None:
         raise UserError(f"{assignment}: expected key.sub=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {text!r} is not a YAML value") from error
+    except (yaml.YAMLError, RecursionError) as error:  # the latter: brackets within brackets without end
+        raise UserError(f"{key}: {text[:80]!r} is not a YAML value") from error
     put(data, key, value)
 
 
@@ -144,6 +145,8 @@ def _like(name: str, entries: dict[str, Any], seen: tuple[str, ...] = ()) -> Any
     if other is None:
         return entry
     key = f"learn.{name}.like"
+    if not isinstance(other, str):
+        raise UserError(f"{key}: expected the name of another entry, not {other!r}")
     if other in (name, *seen):
         raise UserError(f"{key}: an entry cannot be like itself")
     if not isinstance(entries.get(other), dict):

@@ -69,8 +69,10 @@ def make_search(config: RunConfig, learn: str, space: Space, options: Options) -
     """The search of a space on a recipe.
 
     Raises:
-        UserError: options that do not go together.
+        UserError: an option out of its range, or options that do not go together.
     """
+    if options.trials is not None and options.trials < 1:
+        raise UserError(f"--trials: must be 1 or more, not {options.trials}")
     domains = dict(space.domains)
     points = [space.published, space.current]
     steps = config.learn[learn].settings.steps

@@ -23,6 +23,7 @@ from leap.settings import LearnSettings
 from pipeline import recipe
 from pipeline.config import LearnConfig, RunConfig
 from pipeline.errors import UserError
+from pipeline.paths import is_file
 from pipeline.tuning.domains import Choice, Domain, Span
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "tune_spaces"
@@ -84,7 +85,7 @@ def load(name: str, config: RunConfig, learn: str) -> Space:
     path = _find(name)
     try:
         file = _File.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--space {name}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UserError(f"--space {name}: {_explain(error)}") from error
@@ -125,7 +126,7 @@ def place(config: RunConfig, learn: str, values: dict[str, Any]) -> LearnConfig:
 
 def _find(name: str) -> Path:
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else DIRECTORY / f"{name}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         close = difflib.get_close_matches(name, names(), 1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"--space {name}: no such space{hint} Known: {', '.join(names())}, or a .yaml file")

@@ -107,10 +107,26 @@ def fails(
         ("name=''", "name", ["one folder", "''"]),
         ("name=.", "name", ["one folder", "'.'"]),
         ("name=a/b", "name", ["one folder", "'a/b'"]),
-        ('name="a\\0b"', "name", ["one folder", "x00"]),
+        ('name="a\\0b"', "name", ["NUL", "x00"]),
         (f"name={'n' * 101}", "name", ["at most 100 bytes", "not 101"]),
         ("output=''", "output", ["a directory or a URI", "''"]),
-        ('output="a\\0b"', "output", ["a directory or a URI", "x00"]),
+        ('output="a\\0b"', "output", ["NUL", "x00"]),
+        ('model.source="a\\0b"', "model.source", ["NUL", "x00"]),
+        ('data.calibration.source=["a.txt", "b\\0.txt"]', "data.calibration.source", ["NUL", "x00"]),
+        ('evaluate.task_directory="a\\0b"', "evaluate.task_directory", ["NUL", "x00"]),
+        (f"output=/tmp/{'n' * 256}/x", "output", ["at most 255 bytes", "between slashes", "not 256"]),
+        (f"output={'/tmp' * 1001}", "output", ["at most 4000 bytes", "not 4004"]),
+        (f"model.source={'n' * 300}", "model.source", ["at most 255 bytes"]),
+        (f"evaluate.tasks=[{'n' * 300}]", "evaluate.tasks", ["at most 255 bytes"]),
+        (f"learn.{'n' * 101}.workers=1", "learn", ["at most 100 bytes", "not 101"]),
+        (f"data.evaluation.{'n' * 101}.tokens=9", "data.evaluation", ["at most 100 bytes", "not 101"]),
+        (f"seed={2**64}", "seed", ["less than", str(2**64)]),
+        (f"learn.leap.seeds=[0, {2**64}]", "learn.leap.seeds.1", ["less than", str(2**64)]),
+        (f"learn.leap.settings.seed={2**64}", "learn.leap.settings", ["seed must lie in", str(2**64)]),
+        ("learn.leap.like=[leap]", "learn.leap.like", ["name of another entry", "['leap']"]),
+        (f"sparsities={'[' * 2000}{']' * 2000}", "sparsities", ["YAML"]),
+        ("model.source=a b/c", "model.source", ["neither nano, a directory", "a b/c"]),
+        ("data.calibration.source=hub:a b", "data.calibration.source", ["hub:a b", "hub:DATASET"]),
         ("sparsities=half", "sparsities", ["valid list", "'half'"]),
         ("learn.leap.settings.batch_rows=5", "learn.leap", ["5 micro-batches", "2 workers", "batch_rows"]),
         ("learn.leap.workers=3", "learn.leap", ["4 micro-batches", "3 workers", "workers"]),
@@ -164,6 +180,8 @@ def test_an_unknown_recipe_comes_with_a_suggestion(fails: SimpleNamespace) -> No
     for name in recipe.names():
         assert name in line
     assert "did you mean" not in fails.of(name="nope")
+    for long in ("n" * 300, f"{'n' * 300}.yaml"):  # no file system would look for it
+        assert f"--recipe {long}: no such recipe" in fails.of(name=long)
 
 
 def test_files_of_a_type_that_is_not_read(fails: SimpleNamespace) -> None:
@@ -441,6 +459,9 @@ def test_a_search_refuses_the_same_before_anything_starts(
         (["schedule"], "error: --space schedule: no such space; did you mean schedules?"),
         (["schedules", "sparsities=[1.5]"], "error: sparsities.0:"),
         (["schedules", "data.context_length=65"], "error: data.context_length: 65 tokens"),
+        (["n" * 300], f"error: --space {'n' * 300}: no such space"),
+        (["schedules", "--trials", "0"], "error: --trials: must be 1 or more, not 0"),
+        (["schedules", "--trials=-3"], "error: --trials: must be 1 or more, not -3"),
         (["schedules", "--against", "sparsity"], "error: --against sparsity: needs two or more sparsities"),
     ):
         assert main([*search, *more]) == 2
