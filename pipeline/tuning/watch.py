@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 
 from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.progress import Console, TrainingProgress
+from pipeline.redaction import redact
 from pipeline.tracking.base import Run
 from pipeline.tracking.curves import Curves
 from pipeline.tuning.records import Record, Records
@@ -80,7 +81,7 @@ class Watcher:
         self.fetch()
         active = self._active.pop(id)
         if error:
-            error = ray.get(self._trials.board.error.remote(active.key)) or error
+            error = redact(ray.get(self._trials.board.error.remote(active.key)) or error)
         record = active.record
         record.ended = self._records.seconds
         active.end(error)
