@@ -12,6 +12,7 @@ from pipeline import estimate, preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import Measurement, Plan, make_plan
+from pipeline.redaction import redact
 from pipeline.reporting.formatting import NBSP, count
 from pipeline.sizes import Sizes, measure
 from pipeline.storage import StageDir
@@ -51,7 +52,7 @@ def show_plan(config: RunConfig) -> None:
         return
     console.print(Text(_explanation(config, cpu), style="dim"))
     for warning in preflight.check(plan)[1]:
-        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+        console.print(Text.assemble(("warning: ", "bold yellow"), redact(warning)))
 
 
 def _head(console: Console, plan: Plan, sizes: Sizes | None) -> None:
@@ -59,7 +60,7 @@ def _head(console: Console, plan: Plan, sizes: Sizes | None) -> None:
     known = f", {count(sizes.parameters)} parameters, {sizes.weights}" if sizes else ""
     console.print(Text.assemble((config.name, "bold"), f": {config.model.source}, {config.model.dtype}{known}"))
     console.print(f"sparsities {sparsities(config)}, context of {config.data.context_length} tokens")
-    console.print(Text(f"results in {plan.directory}"), soft_wrap=True)
+    console.print(Text(redact(f"results in {plan.directory}")), soft_wrap=True)
     console.print()
 
 

@@ -20,6 +20,7 @@ from pipeline.flow import Flow, TrainingError
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Console, Mode
 from pipeline.ray_cluster import end_in_order_when_terminated, resources, start_ray
+from pipeline.redaction import redact
 from pipeline.reporting import RunResults, make_figures, print_report, result_rows, write_page
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
@@ -64,6 +65,7 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
             results = collect(plan, sizes, flow.timings, warnings)
             results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
             results["tracking"] = cast(Tracking, tracker.info())
+            results = redact(results)
             page = _report(plan, results, run, directory)
     _tell(results, page, tracker.summary(), time.time() - began, console)
 

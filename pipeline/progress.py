@@ -16,6 +16,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from pipeline.redaction import redact
 from pipeline.tracking.values import jsonable
 
 Mode = Literal["bars", "lines", "json", "quiet"]
@@ -67,7 +68,7 @@ class Console:
     """Tells what happens, in one of four ways, and appends it to a log that can be read afterwards.
 
     ``bars`` and ``lines`` are for people; ``quiet`` leaves warnings; ``json`` prints one object a line with ``time``,
-    ``event`` (message, warning, stage, progress, result) and what belongs to it.
+    ``event`` (message, warning, stage, progress, result) and what belongs to it. Secrets are left out of all of it.
     """
 
     def __init__(self, log: Path, mode: Mode) -> None:
@@ -90,6 +91,7 @@ class Console:
 
     def say(self, text: str, event: str = "message", **facts: Any) -> None:
         """A line that stays."""
+        text = redact(text)
         self._write(text)
         minutes, seconds = divmod(int(time.time() - self._began), 60)
         stamped = f"[{minutes:3d}:{seconds:02d}] {text}"
@@ -102,6 +104,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that stays, on standard error, also in quiet mode."""
+        text = redact(text)
         self._write(f"WARNING {text}")
         if self.mode == "json":
             self.emit("warning", text=text)
@@ -147,7 +150,10 @@ class Console:
 
     def emit(self, event: str, **facts: Any) -> None:
         """Print one JSON line."""
-        print(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **jsonable(facts)}), flush=True)
+        print(
+            json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **redact(jsonable(facts))}),
+            flush=True,
+        )
 
     def __enter__(self) -> Console:
         return self
@@ -162,7 +168,7 @@ class Console:
         self._log.close()
 
     def _write(self, text: str) -> None:
-        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", file=self._log, flush=True)
+        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {redact(text)}", file=self._log, flush=True)
 
 
 class TrainingProgress:

@@ -144,7 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
 
             prune(load(args.recipe, args.overrides), mode_for(args.quiet, args.json))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from pipeline.redaction import redact
+
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -19,6 +19,7 @@ from pipeline import corpora, models
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.nano.corpus import bucket_of
+from pipeline.redaction import redact
 from pipeline.storage import StageDir
 
 VERSION = 1
@@ -157,7 +158,7 @@ def run(
             "tokens_per_second": round(counts["tokens"] / seconds, 1),
             "context_length": data.context_length,
             "tokenizer": tokenizer_hash(model),
-            "source": corpora.describe(corpus),
+            "source": redact(corpora.describe(corpus)),
         }
     return stage.manifest() or {}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.redaction import redact
+from pipeline.storage import local_copy
 from pipeline.tracking.values import as_csv, flatten, jsonable
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record what the run was asked to do; nested keys are joined with dots."""
-        self._tracker.record(self.path, "params", params=flatten(params))
+        self._tracker.record(self.path, "params", params=flatten(redact(params)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record measurements, at ``step`` if they belong to a series."""
@@ -69,7 +71,7 @@ class Run:
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record rows with named columns; ``name`` ends in ``.csv``. Logging it again replaces it."""
-        text = as_csv(jsonable(rows))
+        text = as_csv(redact(jsonable(rows)))
         self._tracker.record_file(self.path, "table", name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -94,6 +96,9 @@ class Run:
             alias: given to this version if none has it, or if this one is better: a lower ``tags["score"]``, where
                 the holder's ``tags["measured_on"]`` is the same, or another ``tags["measured_on"]``.
         """
+        if redact(directory) != directory:
+            # The record will not say how to get there.
+            directory = str(local_copy(directory))
         self._tracker.record(self.path, "model", directory=directory, name=name, alias=alias, tags=dict(tags))
 
     def end(self, status: Status = "FINISHED", reason: str | None = None) -> None:

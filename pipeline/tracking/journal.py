@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.redaction import redact
 from pipeline.tracking.values import jsonable
 
 FILE = "records.jsonl"
@@ -51,9 +52,9 @@ class Journal:
         self._end_the_abandoned()
 
     def append(self, run: str, event: str, **fields: Any) -> None:
-        """Add a record of now."""
+        """Add a record of now, without secrets."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = {"time": time, "run": run, "event": event, **jsonable(fields)}
+        record = {"time": time, "run": run, "event": event, **redact(jsonable(fields))}
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._remember(record)

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.redaction import HIDDEN, redact
 from pipeline.storage import local_copy, write_atomically
 from pipeline.tracking.registry import register
 
@@ -45,8 +46,6 @@ ENVIRONMENT = {
 PROBE_SECONDS = 3.0
 STATES = "mlflow-*.json"
 """The files beside a journal that tell how far each store has come with it."""
-HIDDEN = "://***@"
-"""Stands for the name and password in an address."""
 
 
 class MlflowStore:
@@ -58,8 +57,7 @@ class MlflowStore:
 
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         self._uri, self._experiment = uri, experiment
-        # A database URI may carry a password, which must not end up in a report.
-        self._shown_uri = re.sub(r"://[^/@]+@", HIDDEN, uri)
+        self._shown_uri = redact(uri)
         which = hashlib.sha256(f"{uri} {experiment}".encode()).hexdigest()[:8]
         self._state_file = folder / STATES.replace("*", which)
         self._client: MlflowClient | None = None
@@ -257,8 +255,10 @@ def _probe(uri: str) -> None:
     """Raise at once if no server listens at ``uri``; whatever one answers, also an error, is an answer."""
     if not uri.startswith(("http://", "https://")):
         return
+    # urllib takes a password for a port.
+    address = redact(uri).replace(f"{HIDDEN}@", "").rstrip("/")
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).close()
+        urllib.request.urlopen(f"{address}/health", timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as answer:
         answer.close()
     except urllib.error.URLError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.program import program
+from pipeline.redaction import HIDDEN, redact
 from pipeline.tracking.journal import read
 
 log = logging.getLogger(__name__)
@@ -99,16 +100,17 @@ class Outbox:
 
     def _away(self, error: Exception) -> None:
         if not self._is_away:
-            log.warning("%s is away, the run goes on and keeps its records (%s)", self._store, _line(error))
+            log.warning("%s is away, the run goes on and keeps its records (%s)", self._store, self._line(error))
         self._is_away = True
         self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
         self._next_try = time.monotonic() + self._pause
 
     def _refuse(self, event: str, error: Exception) -> None:
         if event not in self._refused:
-            log.warning("%s did not take a %s record, the run goes on (%s)", self._store, event, _line(error))
+            log.warning("%s did not take a %s record, the run goes on (%s)", self._store, event, self._line(error))
         self._refused[event] = self._refused.get(event, 0) + 1
 
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    def _line(self, error: Exception) -> str:
+        kind = type(error).__name__
+        # A client that reads an address otherwise than we do names a piece of the password as the host or the port.
+        return kind if HIDDEN in str(self._store) else redact(f"{kind}: {error}").splitlines()[0][:200]

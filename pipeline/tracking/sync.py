@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.redaction import HIDDEN
 from pipeline.tracking.journal import FILE, InUseError, Journal
-from pipeline.tracking.mlflow_store import HIDDEN, STATES, MlflowStore
+from pipeline.tracking.mlflow_store import STATES, MlflowStore
 from pipeline.tracking.outbox import Outbox
 
 

@@ -162,7 +162,7 @@ def _search(
     at_a_time = search.concurrent(config.learn[learn], resources())
     console.say(f"{at_a_time} trial{'s' if at_a_time > 1 else ''} at a time; {len(records)} known from before")
     with stage.work(keep=True) as (_, facts):
-        search.run(wanted, trials, Watcher(trials, records, console, run), at_a_time)
+        search.run(wanted, trials, records, Watcher(trials, records, console, run), at_a_time)
         for record in records:
             forget_logits(trials.job(record.values).stage)
         facts |= {"trials": len(records)}

@@ -22,7 +22,7 @@ class Record:
 
     number: int
     id: str
-    """Tune's name of the trial."""
+    """Tune's name of the trial, another one each time that the search is started."""
     values: dict[str, Any]
     status: Status = "running"
     """``stopped``: early, because others were better."""
@@ -87,11 +87,20 @@ class Records:
     def open(self, number: int, id: str, values: Mapping[str, Any]) -> Record:
         """The record of a trial that starts, perhaps again."""
         known = self._trials.get(number)
-        # Tune writes its state down every few seconds: what it began after that is begun anew, by another id.
-        if known is None or known.id != id:
+        if known is None or known.values != values:
             known = self._trials[number] = Record(number, id, dict(values))
-        known.status, known.error = "running", None
+        known.id, known.status, known.error = id, "running", None
         return known
+
+    def numbers(self, trials: int) -> list[int]:
+        """The numbers of the trials that are still to run, of ``trials`` in all: first of those that were begun."""
+        begun = [trial.number for trial in self.unended]
+        return begun + [number for number in range(1, trials + 1) if number not in self._trials]
+
+    @property
+    def unended(self) -> list[Record]:
+        """The trials that an earlier process began and did not end."""
+        return [trial for trial in self if trial.status == "running"]
 
     def save(self) -> None:
         """Write all of them."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import RunConfig
+from pipeline.redaction import redact
 from pipeline.reporting.formatting import count, duration, perplexity, short_percent
 from pipeline.reporting.html import page
 from pipeline.reporting.markup import definitions, details, escape, figure, section, table
@@ -199,7 +200,7 @@ def _provenance(summary: Summary) -> str:
         "Provenance",
         definitions([("recipe of a winner", path) for path in summary.recipes]),
         details("Search", f"<pre>{escape(_yaml(asked))}</pre>"),
-        details("Resolved recipe", f"<pre>{escape(_yaml(summary.config.model_dump(mode='json')))}</pre>"),
+        details("Resolved recipe", f"<pre>{escape(_yaml(redact(summary.config.model_dump(mode='json'))))}</pre>"),
     )
 
 

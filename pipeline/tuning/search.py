@@ -6,12 +6,15 @@ import functools
 import itertools
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import optuna
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -21,6 +24,7 @@ from pipeline.config import LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.tuning import trial
 from pipeline.tuning.domains import Choice, Domain
+from pipeline.tuning.records import Record, Records
 from pipeline.tuning.space import Space
 from pipeline.tuning.trial import LOSS, SPARSITY, Trials
 from pipeline.tuning.watch import Relay, Watcher
@@ -119,42 +123,50 @@ def concurrent(learn: LearnConfig, resources: dict[str, float]) -> int:
     return max(1, int(resources.get(kind, 0)) // each)
 
 
-def run(search: Search, trials: Trials, watcher: Watcher, at_a_time: int) -> None:
-    """Run the search to its end, from the start or from where an earlier process was stopped."""
+def run(search: Search, trials: Trials, records: Records, watcher: Watcher, at_a_time: int) -> None:
+    """Run the search to its end, from the start or from where an earlier process was stopped.
+
+    Tune begins anew each time and is told what ``records`` hold. Its own books are pickles, and a run directory may
+    come from anywhere: they lie in a directory of this process, which ends with it, and are never read.
+    """
     _quieten()
     Relay.watcher = watcher
+    numbers = records.numbers(search.trials)
+    if not numbers:
+        return
     # The driver function of a trial waits; what computes are the workers of its trainer, which have CPUs of their own.
-    # Tune refuses a trial that asks for nothing: one byte.
+    # Tune refuses a trial that asks for nothing: one byte. All wait on this node, where Tune's books are.
+    node = ray.get_runtime_context().get_node_id()
+    address = next(found["NodeManagerAddress"] for found in ray.nodes() if found["NodeID"] == node)
+    here = {"memory": 1, f"node:{address}": 0.001}
     trainable: Callable[..., Any] = tune.with_resources(
-        tune.with_parameters(trial.run, trials=trials), tune.PlacementGroupFactory([{"memory": 1}])
+        tune.with_parameters(trial.run, trials=trials), tune.PlacementGroupFactory([here])
     )
-    path = f"{trials.uri}/{TUNE}"
-    if tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True)
-    else:
-        tuner = tune.Tuner(
+    with tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as books:
+        tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_proposer(search, trials.config.seed),
-                scheduler=_scheduler(search, trials),
-                num_samples=search.trials,
+                search_alg=_proposer(search, trials.config.seed, list(records)),
+                scheduler=_scheduler(search, trials, list(records)),
+                num_samples=len(numbers),
                 max_concurrent_trials=at_a_time,
             ),
             run_config=tune.RunConfig(
-                name=TUNE,
-                storage_path=trials.uri,
-                callbacks=[Relay()],
+                name="search",
+                storage_path=books,
+                callbacks=[Relay(numbers)],
                 failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
                 verbose=0,
             ),
-        )
-    tuner.fit()
+        ).fit()
 
 
-TUNE = "tune"
+def _proposer(search: Search, seed: int, known: Sequence[Record] = ()) -> OptunaSearch:
+    """Proposes the trials that were begun, then the points that were not, then what it thinks best.
 
-
-def _proposer(search: Search, seed: int) -> OptunaSearch:
+    Args:
+        known: the trials of earlier processes; of those that ended it learns.
+    """
     samplers: dict[Proposer, Callable[..., optuna.samplers.BaseSampler]] = {
         "optuna": functools.partial(optuna.samplers.TPESampler, n_startup_trials=RANDOM_TRIALS, multivariate=True),
         "random": optuna.samplers.RandomSampler,
@@ -164,20 +176,47 @@ def _proposer(search: Search, seed: int) -> OptunaSearch:
     if search.options.against:
         mode = "min" if search.options.against == "tokens" else "max"
         objectives = {"metric": [LOSS, search.options.against], "mode": ["min", mode]}
+    distributions = {key: domain.distribution() for key, domain in search.domains.items()}
+    storage = optuna.storages.InMemoryStorage()
+    directions = {"min": optuna.study.StudyDirection.MINIMIZE, "max": optuna.study.StudyDirection.MAXIMIZE}
+    modes = [objectives["mode"]] if isinstance(objectives["mode"], str) else objectives["mode"]
+    study = optuna.create_study(storage=storage, study_name=_STUDY, directions=[directions[mode] for mode in modes])
+    for record in known:
+        if record.status != "running":
+            study.add_trial(_told(record, distributions, search.options.against))
+    tried = [record.values for record in known]
+    begun = [record.values for record in known if record.status == "running"]
     return OptunaSearch(
-        space={key: domain.distribution() for key, domain in search.domains.items()},
-        points_to_evaluate=search.points,
-        sampler=samplers[search.options.proposer](seed=seed),
+        space=distributions,
+        points_to_evaluate=begun + [point for point in search.points if point not in tried],
+        # From the same seed the sampler would draw again what it drew for the first trials.
+        sampler=samplers[search.options.proposer](seed=seed + len(known)),
+        storage=storage,
+        study_name=_STUDY,
         **objectives,
     )
 
 
-def _scheduler(search: Search, trials: Trials) -> TrialScheduler:
+_STUDY = "search"
+
+
+def _told(record: Record, distributions: dict[str, Any], against: Cost | None) -> optuna.trial.FrozenTrial:
+    """A trial that ended, as Optuna knows it when Tune tells of it."""
+    state = optuna.trial.TrialState.FAIL
+    values = None
+    if record.status != "failed" and record.loss is not None:
+        state = optuna.trial.TrialState.COMPLETE
+        values = [record.loss] + ([float(getattr(record, against))] if against else [])
+    return optuna.trial.create_trial(state=state, values=values, params=record.values, distributions=distributions)
+
+
+def _scheduler(search: Search, trials: Trials, known: Sequence[Record]) -> TrialScheduler:
     if not search.stops_early:
         return FIFOScheduler()
     first = first_rung(trials.config.learn[trials.learn])
     return _Asha(
         search.points,
+        known,
         time_attr="step",
         metric=LOSS,
         mode="min",
@@ -190,11 +229,35 @@ def _scheduler(search: Search, trials: Trials) -> TrialScheduler:
 
 
 class _Asha(ASHAScheduler):
-    """Lets the known values run to their end, which others are compared with."""
+    """Lets the known values run to their end, which others are compared with.
 
-    def __init__(self, known: list[dict[str, Any]], **settings: Any) -> None:
+    Args:
+        known: values that are not stopped.
+        earlier: trials of earlier processes, with which the later ones are compared.
+    """
+
+    def __init__(self, known: list[dict[str, Any]], earlier: Sequence[Record], **settings: Any) -> None:
         super().__init__(**settings)
         self._known = known
+        self._begun = [record for record in earlier if record.status == "running"]
+        for record in earlier:
+            if record.status != "running":
+                self._remember(record.id, record)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for record in self._begun:
+            if record.values == trial.config:
+                # What was decided of it before holds; it tells of the same measurements again.
+                self._remember(trial.trial_id, record)
+                self._begun.remove(record)
+                break
+
+    def _remember(self, id: str, record: Record) -> None:
+        (bracket,) = self._brackets
+        trial: Any = SimpleNamespace(trial_id=id)  # a bracket asks for no more of it
+        for step, loss in zip(record.steps, record.losses, strict=True):
+            bracket.on_result(trial, step, -loss)  # a reward: the more, the better
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)

@@ -38,7 +38,7 @@ class Trials:
     """Of the trials whose values do not name one."""
     watch_every: int
     uri: str
-    """Where the trials and Ray's own books lie."""
+    """Where the trials and Ray Train's books lie."""
     calibration: StageDir
     heldout: StageDir
     priors: Mapping[tuple[str, float], StageDir]

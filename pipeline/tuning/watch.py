@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 
 from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.progress import Console, TrainingProgress
+from pipeline.redaction import redact
 from pipeline.tracking.base import Run
 from pipeline.tracking.curves import Curves
 from pipeline.tuning.records import Record, Records
@@ -19,15 +20,22 @@ from pipeline.tuning.trial import LOSS, SPARSITY, Trials, forget_logits
 
 
 class Relay(tune.Callback):
-    """Tune keeps its callbacks with the search and takes those up again when it continues: so this one holds nothing
-    and passes everything on to the watcher of its process."""
+    """Tune copies its callbacks and writes them to its books: so this one holds nothing but plain numbers, and passes
+    everything on to the watcher of its process.
+
+    Args:
+        numbers: of the trials in the order that this process proposes them in.
+    """
 
     watcher: ClassVar[Watcher | None] = None
+
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = numbers
 
     # Tune passes all arguments by name.
     def on_trial_start(self, trials: list[Trial], trial: Trial, **_: Any) -> None:  # type: ignore[override]
         # Trials are created in the order that they were proposed in, and started in any.
-        self._live().started(trials.index(trial) + 1, trial.trial_id, trial.config)
+        self._live().started(self._numbers[trials.index(trial)], trial.trial_id, trial.config)
 
     def on_trial_result(self, trial: Trial, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
         self._live().reported(trial.trial_id, result)
@@ -80,7 +88,7 @@ class Watcher:
         self.fetch()
         active = self._active.pop(id)
         if error:
-            error = ray.get(self._trials.board.error.remote(active.key)) or error
+            error = redact(ray.get(self._trials.board.error.remote(active.key)) or error)
         record = active.record
         record.ended = self._records.seconds
         active.end(error)

@@ -53,14 +53,13 @@ def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsi
 def test_without_settings_the_mask_beats_the_best_layer_wise_method(texts: dict[str, Tensor]) -> None:
     config = recipe.load("nano").model
     losses = {}
-    for name in ("default", "admm", "published"):
+    for name in ("default", "admm"):
         model = models.load_model(config)
         if name == "admm":
             for _ in sweep(model, texts["calibration"], "admm", Target(0.5)):
                 pass
         else:
-            settings = None if name == "default" else leap.LearnSettings.published(steps=20, batch_rows=8)
-            leap.prune(model, texts["calibration"], sparsity=0.5, settings=settings)
+            leap.prune(model, texts["calibration"], sparsity=0.5)
         with torch.no_grad():
             losses[name] = float(model(input_ids=texts["heldout"], labels=texts["heldout"]).loss)
-    assert losses["default"] < losses["admm"] - MARGIN < losses["published"], losses
+    assert losses["default"] < losses["admm"] - MARGIN, losses

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import yaml
 from conftest import ROOT, finish
+from ray import tune as ray_tune
 
 from pipeline import recipe
+from pipeline.ray_cluster import start_ray, stop_ray
 from pipeline.tuning import search, space
+from pipeline.tuning.domains import Choice
+from pipeline.tuning.records import Record, Records
 from pipeline.tuning.search import Options, make_search
-from pipeline.tuning.trial import LOSS
+from pipeline.tuning.trial import LOSS, SPARSITY
 
 #: Of the density: published, the recipe's, another.
 WEIGHTS = [7.0, 50.0, 20.0]
@@ -238,3 +244,137 @@ def test_two_objectives_are_both_told(tmp_path: Path) -> None:
     for told in asked._ot_study.trials:
         assert told.values == [1.0 / told.params["steps"], told.params["steps"]]
     assert {t.params["steps"] for t in asked._ot_study.best_trials} == {25, 50, 100}
+
+
+def _continued(wanted: search.Search, ended: int, begun: int) -> list[Record]:
+    """Records of trials that an earlier process ended, of one that failed and of those that it only began."""
+    asked = search._proposer(wanted, seed=3)
+    values = [asked.suggest(str(i)) for i in range(ended + 1 + begun)]
+    records = [Record(i + 1, f"old{i}", values[i], "finished", [0, 9], [4.0, 3.0 + i]) for i in range(ended)]
+    records.append(Record(ended + 1, "failed", values[ended], "failed"))
+    return records + [Record(ended + 2 + i, f"begun{i}", values[ended + 1 + i]) for i in range(begun)]
+
+
+def test_a_continued_search_proposes_what_was_begun_and_learns_from_what_ended() -> None:
+    config = recipe.load("nano")
+    found = space.load("schedules", config, "leap")
+    wanted = make_search(config, "leap", found, Options())
+    known = _continued(wanted, ended=3, begun=2)
+    asked = search._proposer(wanted, 3, known)
+    assert [(t.state.name, t.value) for t in asked._ot_study.trials[:4]] == [
+        *(("COMPLETE", 3.0 + i) for i in range(3)),
+        ("FAIL", None),
+    ]
+    proposed = [asked.suggest(str(i)) for i in range(5)]
+    assert proposed[:2] == [record.values for record in known[-2:]]
+    tried = [record.values for record in known]
+    assert all(values not in tried for values in proposed[2:])
+    # Killed before it came to the second point.
+    assert search._proposer(wanted, 3, known[:1]).suggest("0") == found.current
+
+
+def test_a_continued_search_keeps_its_numbers(tmp_path: Path) -> None:
+    records = Records(tmp_path / "trials.json")
+    for number in (1, 2, 4):
+        records.open(number, "old", {"a": number})
+    for record in records:
+        record.status = "finished" if record.number == 1 else "running"
+    records.save()
+    again = Records(tmp_path / "trials.json")
+    assert again.numbers(6) == [2, 4, 3, 5, 6]
+    assert again.open(4, "new", {"a": 4}).id == "new"
+
+
+def test_a_continued_search_stops_trials_as_the_whole_one_does() -> None:
+    settings: dict[str, Any] = {"time_attr": "step", "metric": LOSS, "mode": "min", "grace_period": 2, "max_t": 17}
+    settings |= {"reduction_factor": 3, "stop_last_trials": False}
+
+    def add(asha: search._Asha, name: str) -> Any:
+        trial: Any = SimpleNamespace(trial_id=name, config={"a": name})
+        asha.on_trial_add(None, trial)
+        return trial
+
+    whole = search._Asha([], [], **settings)
+    for i in range(4):
+        trial = add(whole, f"t{i}")
+        for step in (0, 2, 5, 6):
+            whole.on_trial_result(None, trial, {"step": step, LOSS: float(i) + step})
+    records = [Record(i + 1, f"t{i}", {"a": f"t{i}"}, "finished", [0, 2, 5, 6]) for i in range(4)]
+    for i, record in enumerate(records):
+        record.losses = [float(i) + step for step in record.steps]
+    records[3].status = "running"
+    continued = search._Asha([], records, **settings)
+    # The worst of the four went on earlier; its measurements, told again, do not stop it now.
+    again = add(continued, "t3")
+    for step in (0, 2, 5, 6):
+        assert continued.on_trial_result(None, again, {"step": step, LOSS: 3.0 + step}) == "CONTINUE"
+    assert continued._brackets[0]._rungs == whole._brackets[0]._rungs
+    assert continued.on_trial_result(None, add(continued, "t9"), {"step": 2, LOSS: 99.0}) == "STOP"
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    start_ray()
+    yield
+    stop_ray()
+
+
+class _Planted:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._trace,))
+
+
+class _Watcher:
+    """Ends the record of a trial as it is told."""
+
+    def __init__(self, records: Records) -> None:
+        self.records, self.started_numbers = records, []  # type: ignore[var-annotated]
+
+    def started(self, number: int, id: str, values: dict[str, Any]) -> None:
+        self.started_numbers.append(number)
+        self.records.open(number, id, values)
+
+    def reported(self, id: str, result: dict[str, Any]) -> None: ...
+    def fetch(self) -> None: ...
+    def ended(self, id: str, error: str | None = None) -> None:
+        next(record for record in self.records if record.id == id).status = "failed" if error else "finished"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
+def test_no_pickle_in_the_run_directory_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(values: dict[str, Any], trials: Any) -> None:
+        ray_tune.report({"step": 0, LOSS: values["density.weight"], "tokens": 1, SPARSITY: 0.5})
+
+    monkeypatch.setattr(search.trial, "run", report)
+    config = recipe.load("nano")
+    domains: dict[str, Any] = {"density.weight": Choice((1.0, 2.0, 3.0))}
+    points = [{"density.weight": value} for value in (1.0, 2.0, 3.0)]
+    wanted = search.Search(Options(proposer="grid", stop_early=False), domains, points, 3)
+    records = Records(tmp_path / "trials.json")
+    records.open(1, "a", points[0]).status = "finished"
+    records.open(2, "b", points[1])
+    trace, planted = tmp_path / "ran", pickle.dumps(_Planted(tmp_path / "ran"))
+    runs = tmp_path / "runs"
+    for folder in ("tune", "search", "ray_train"):
+        (runs / folder).mkdir(parents=True)
+        for name in ("tuner.pkl", "trainable.pkl", "searcher-state-x.pkl", "search_gen_state-x.json", "scheduler.pkl"):
+            (runs / folder / name).write_bytes(planted)
+        (runs / folder / "experiment_state-x.json").write_text(json.dumps({"pickle": planted.hex()}))
+    watcher: Any = _Watcher(records)
+    trials: Any = SimpleNamespace(config=config, learn="leap", uri=str(runs))
+    before = sorted(runs.rglob("*"))
+    search.run(wanted, trials, records, watcher, at_a_time=1)
+    assert not trace.exists()
+    assert sorted(runs.rglob("*")) == before
+    assert watcher.started_numbers == [2, 3]
+    assert [(r.status, r.values) for r in records] == [("finished", point) for point in points]
+    search.run(wanted, trials, records, watcher, at_a_time=1)
+    assert watcher.started_numbers == [2, 3], "what is finished is not run again"
+    pickle.loads(planted)
+    assert trace.exists(), "else the test shows nothing"
