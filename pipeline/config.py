@@ -118,7 +118,7 @@ class DataConfig(Section):
     evaluation: dict[str, CorpusConfig] = {"docs": CorpusConfig(share=(92, 100), tokens=32768)}
     """Texts for the perplexities of the final table, by the name they get there."""
     shards: int = Field(default=8, gt=0)
-    """Blocks that a corpus is read in; part of the result, whatever the number of workers."""
+    """Pieces that a corpus is read in, in parallel; the rows are the same for any number of them."""
     tokenizer_workers: int | None = Field(default=None, gt=0)
     """Upper limit on parallel tokenisers; none: what the cluster has."""
 

@@ -47,7 +47,7 @@ def check_field(file: str, field: str) -> bool:
 def count(files: list[str], corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase, enough: int) -> tuple[int, int]:
     """Documents and tokens of a corpus, each document with its end-of-text token; counting stops at ``enough``.
 
-    What calibration packs is at most this: it also drops documents that other corpora hold, and tails of rows.
+    What calibration packs is at most this: it also drops documents that other corpora hold, and the last part of a row.
     """
     low, high = corpus.share
     documents = tokens = 0

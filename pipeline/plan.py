@@ -168,7 +168,7 @@ def make_plan(config: RunConfig) -> Plan:
             content = corpora.content_key(corpus)
         except UserError as error:
             raise UserError(f"data.{corpus_key(config, role)}.{error}") from None
-        key = [corpus, content, config.data.context_length, config.data.shards, [documents[other] for other in apart]]
+        key = [corpus, content, config.data.context_length, [documents[other] for other in apart]]
         # Keeping the texts for a cloze task changes the artifact, not what others have to stay apart from.
         documents[role] = fingerprint(identity, key)
         keep_texts = config.evaluate.cloze is not None and role == _first_text(config)

@@ -19,13 +19,20 @@ from pipeline import corpora, models
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.nano.corpus import bucket_of
+from pipeline.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
 from pipeline.redaction import redact
 from pipeline.storage import StageDir
 
-VERSION = 1
+VERSION = 2
 ROWS_PER_SHARD = 4096
+ROWS_PER_GROUP = 256
+#: Text of one call of the tokeniser, in characters. It needs about 130 bytes a token while it works.
+TOKENISED_TOGETHER = 4 * 2**20
+#: What Ray Data hands on at once, in bytes. It bounds memory, and what is read beyond the last row.
+BLOCK_BYTES = 8 * 2**20
+#: So many records without a text at the beginning of a corpus, and the rest is not read.
+HOPELESS = 10_000
 _DOCUMENTS = "documents.json"
-_COUNTS = ("documents", "records_without_text", "shared_documents_dropped", "tokens", "dropped_tail_tokens")
 TEXTS = "texts.json"
 
 
@@ -34,59 +41,66 @@ def _tokenizer(model: ModelConfig) -> Any:
     return models.load_tokenizer(model)
 
 
-def _pack(
+def _tokenise(
     batch: Any,
     model: ModelConfig,
-    length: int,
     share: tuple[int, int],
     excluded: Any,
     keep_texts: bool,
     field: str,
 ) -> dict[str, np.ndarray]:
-    """One block of documents as rows of ``length`` tokens, each document followed by the end-of-text token.
+    """The tokens of one block of records, each document followed by the end-of-text token.
 
-    Returns one record: the rows as bytes (int32 [rows, length]), counts, its documents by hash (with their texts if
-    ``keep_texts``), and what a user has to mend, which would come out of Ray Data as a traceback.
+    Returns one record: what :meth:`Packer.add` takes (texts only if ``keep_texts``, hashes in their place), the fields
+    of the records if they lack ``field``, and what a user has to mend, which would come out of Ray Data as a traceback.
+    It concerns the record after the last of ``lengths``.
     """
     skip = ray.get(excluded)
     problem = ""
-    if field not in batch:
-        problem = f"text_field: no field {field}; the records have {', '.join(sorted(batch))}"
-    texts, hashes, dropped, without = [], [], 0, 0
-    for value in batch.get(field, []):
+    texts, hashes, lengths = [], [], []
+    missing = field not in batch
+    for value in [None] * len(next(iter(batch.values()), ())) if missing else batch[field]:
         try:
             text = corpora.text_of(value)
         except TypeError as error:
             problem = f"text_field: a record's {field} {error}"
             break
         if text is None:
-            without += 1
-            continue
-        if not _in_share(text, share):
-            continue
-        key = corpora.document_hash(text)
-        if key in skip:
-            dropped += 1
-            continue
-        texts.append(text)
-        hashes.append(key)
-    tokenizer = _tokenizer(model)
-    end = [tokenizer.eos_token_id]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    stream = np.array([token for ids in encoded for token in [*ids, *end]], dtype=np.int32)
-    used = len(stream) // length * length
+            lengths.append(WITHOUT_TEXT)
+        elif not _in_share(text, share):
+            lengths.append(OTHER_SHARE)
+        elif (key := corpora.document_hash(text)) in skip:
+            lengths.append(SHARED)
+        else:
+            lengths.append(1)  # the end-of-text token, for now
+            texts.append(text)
+            hashes.append(key)
+    tokens = _encode(texts, _tokenizer(model))
+    found = np.array(lengths, dtype=np.int64)
+    found[found > 0] = [len(ids) for ids in tokens]
+    stream = np.concatenate([np.empty(0, np.int32), *tokens])
     return {
-        "rows": np.array([stream[:used].tobytes()], dtype=object),
-        "documents": np.array([len(texts)]),
-        "records_without_text": np.array([without]),
-        "shared_documents_dropped": np.array([dropped]),
-        "tokens": np.array([len(stream)]),
-        "dropped_tail_tokens": np.array([len(stream) - used]),
-        "documents_json": np.array(
-            [json.dumps(dict(zip(hashes, texts if keep_texts else hashes, strict=True)))], dtype=object
-        ),
+        "lengths": np.array([found.tobytes()], dtype=object),
+        "tokens": np.array([stream.tobytes()], dtype=object),
+        "documents": np.array([json.dumps([hashes, texts if keep_texts else hashes])], dtype=object),
+        "fields": np.array([", ".join(sorted(batch)) if missing else ""], dtype=object),
         "problem": np.array([problem], dtype=object),
     }
+
+
+def _encode(texts: list[str], tokenizer: Any) -> list[np.ndarray]:
+    """The tokens of each text with the end-of-text token. int32 [tokens] each."""
+    found: list[np.ndarray] = []
+    part: list[str] = []
+    size = 0
+    for number, text in enumerate(texts, 1):
+        part.append(text)
+        size += len(text)
+        if size >= TOKENISED_TOGETHER or number == len(texts):
+            encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            found += [np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded]
+            part, size = [], 0
+    return found
 
 
 def _in_share(text: str, share: tuple[int, int]) -> bool:
@@ -114,53 +128,68 @@ def run(
     wanted = -(-corpus.tokens // data.context_length)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     with stage.work() as (directory, facts):
         began = time.time()
         documents = corpora.read(corpus, data.shards, model.trust_remote_code)
-        pack = functools.partial(
-            _pack,
+        field = corpora.column(corpus)
+        tokenise = functools.partial(
+            _tokenise,
             model=model,
-            length=data.context_length,
             share=corpus.share,
             excluded=ray.put(excluded),
             keep_texts=keep_texts,
-            field=corpora.column(corpus),
+            field=field,
         )
-        packed = documents.map_batches(pack, batch_size=None, concurrency=data.tokenizer_workers)
-        counts = dict.fromkeys(_COUNTS, 0)
-        texts: dict[str, str] = {}
+        tokenised = documents.map_batches(tokenise, batch_size=None, concurrency=data.tokenizer_workers)
         writer = ShardWriter(directory, data.context_length)
-        for record in _records(packed):
+        packer = Packer(wanted * data.context_length, writer.add)
+        produced, fields = 0, ""
+        for record in _records(tokenised):
+            tokens = np.frombuffer(record["tokens"], dtype=np.int32)
+            produced += len(tokens)
+            packer.add(np.frombuffer(record["lengths"], dtype=np.int64), tokens, *json.loads(record["documents"]))
+            fields = fields or record["fields"]
+            if packer.leading >= HOPELESS:
+                raise _no_text(field, fields, f"the first {HOPELESS} records")
+            if packer.full:
+                break
             if record["problem"]:
                 raise UserError(record["problem"])
-            rows = np.frombuffer(record["rows"], dtype=np.int32).reshape(-1, data.context_length)
-            for name in counts:
-                counts[name] += int(record[name])
-            texts |= json.loads(record["documents_json"])
-            writer.add(rows[: wanted - writer.rows])
-            if writer.rows == wanted:
-                break
+        if fields and packer.leading == packer.records:
+            raise _no_text(field, fields, "all records")
         writer.close()
         if writer.rows < wanted:
             raise UserError(
                 f"tokens: {corpora.describe(corpus)} has {writer.rows * data.context_length} tokens in whole rows of "
-                f"{data.context_length} ({counts['documents']} documents), fewer than the {corpus.tokens} asked for"
+                f"{data.context_length} ({packer.documents} documents), fewer than the {corpus.tokens} asked for"
             )
-        (directory / _DOCUMENTS).write_text(json.dumps(list(texts)))
+        (directory / _DOCUMENTS).write_text(json.dumps(list(packer.texts)))
         if keep_texts:
-            (directory / TEXTS).write_text(json.dumps(list(texts.values())))
+            (directory / TEXTS).write_text(json.dumps(list(packer.texts.values())))
         seconds = time.time() - began
-        facts |= counts | {
+        facts |= {
+            "documents": packer.documents,
+            "records_without_text": packer.records_without_text,
+            "shared_documents_dropped": packer.shared_documents_dropped,
+            "dropped_tail_tokens": packer.tokens - packer.wanted,
             "rows": writer.rows,
-            "tokens": writer.rows * data.context_length,
-            "tokens_read": counts["tokens"],
-            "tokens_per_second": round(counts["tokens"] / seconds, 1),
+            "tokens": packer.wanted,
+            "tokens_read": packer.tokens,
+            "tokens_per_second": round(produced / seconds, 1),
             "context_length": data.context_length,
             "tokenizer": tokenizer_hash(model),
             "source": redact(corpora.describe(corpus)),
         }
     return stage.manifest() or {}
+
+
+def _no_text(field: str, fields: str, which: str) -> UserError:
+    """The error of a corpus that has nothing in the field of its texts."""
+    if fields:
+        return UserError(f"text_field: no field {field}; the records have {fields}")
+    return UserError(f"text_field: {which} have no text in {field}")
 
 
 def _records(packed: ray.data.Dataset) -> Iterator[dict[str, Any]]:
@@ -179,28 +208,45 @@ def _records(packed: ray.data.Dataset) -> Iterator[dict[str, Any]]:
 
 
 class ShardWriter:
-    """Parquet files of at most ROWS_PER_SHARD rows with consecutive row ids."""
+    """Parquet files of at most ROWS_PER_SHARD rows with consecutive row ids.
+
+    Rows are cut from the stream of all tokens; the files are the same in however many pieces it comes.
+    """
 
     def __init__(self, directory: Path, length: int) -> None:
-        self._directory, self.rows = directory, 0
+        self._directory, self._length, self.rows = directory, length, 0
         self._schema = pa.schema([("row_id", pa.int64()), ("tokens", pa.list_(pa.int32(), length))])
         self._file: pq.ParquetWriter | None = None
+        self._waiting = np.empty(0, dtype=np.int32)
 
-    def add(self, rows: np.ndarray) -> None:
-        while len(rows):
-            space = ROWS_PER_SHARD - self.rows % ROWS_PER_SHARD
-            if space == ROWS_PER_SHARD:
-                self.close()
-                name = f"rows-{self.rows // ROWS_PER_SHARD:05d}.parquet"
-                self._file = pq.ParquetWriter(self._directory / name, self._schema)
-            part, rows = rows[:space], rows[space:]
-            ids = np.arange(self.rows, self.rows + len(part))
-            tokens = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
-            assert self._file is not None
-            self._file.write_table(pa.table([pa.array(ids), tokens], schema=self._schema), row_group_size=256)
-            self.rows += len(part)
+    def add(self, tokens: np.ndarray) -> None:
+        """Write the next tokens, or keep them until there is a whole group of rows. Integers, of any shape."""
+        stream = np.concatenate([self._waiting, tokens.reshape(-1)], dtype=np.int32)
+        group = ROWS_PER_GROUP * self._length
+        whole = len(stream) // group * group
+        self._waiting = stream[whole:].copy()  # not a view, which would hold all of the stream
+        for first in range(0, whole, group):
+            self._write_group(stream[first : first + group])
+
+    def _write_group(self, tokens: np.ndarray) -> None:
+        if self.rows % ROWS_PER_SHARD == 0:
+            self._end_file()
+            name = f"rows-{self.rows // ROWS_PER_SHARD:05d}.parquet"
+            self._file = pq.ParquetWriter(self._directory / name, self._schema)
+        assert self._file is not None
+        column = pa.FixedSizeListArray.from_arrays(pa.array(tokens), self._length)
+        ids = pa.array(np.arange(self.rows, self.rows + len(column)))
+        self._file.write_table(pa.table([ids, column], schema=self._schema))
+        self.rows += len(column)
 
     def close(self) -> None:
+        """Write the last rows. Tokens that fill no row are dropped."""
+        whole = len(self._waiting) // self._length * self._length
+        if whole:
+            self._write_group(self._waiting[:whole])
+        self._end_file()
+
+    def _end_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -110,6 +110,7 @@ CHANGES: dict[str, list[str]] = {
     "data.calibration.tokens=2048": ["calibrate/calibration", *WANDA, *LEAP],
     "data.heldout.tokens=256": ["calibrate/heldout", "calibrate/calibration", *WANDA, *LEAP],
     "data.tokenizer_workers=1": [],
+    "data.shards=3": [],
     "model.dtype=bfloat16": ["*", "!calibrate/*", "!cloze"],
     "seed=1": [
         *WANDA,
