@@ -54,9 +54,7 @@ def _start_here(quiet: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     # Its workers run at nice 15 by default: beside anything else on the machine, their start takes minutes.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    root = Path(__file__).resolve().parents[1]
-    paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    variables = _source_paths()
     try:
         _init(variables, quiet)
     except Exception:  # Ray raises nothing more special
@@ -72,13 +70,22 @@ def _start_here(quiet: dict[str, Any]) -> None:
             ) from error
 
 
+def _source_paths() -> dict[str, str]:
+    """PYTHONPATH for the workers of a source checkout that nobody installed; an installed package is found anyway."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "kernels").is_dir():
+        return {}
+    paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def _init(variables: dict[str, str], quiet: dict[str, Any]) -> None:
     with _known_port() as port:
         # Ray Train frees the places of killed workers through the state API, which gives up where it finds a second
         # cluster on the machine, unless it is told which is its own.
         address = f"{ray.util.get_node_ip_address()}:{port}"
         ray.init(
-            # Without an address Ray joins whatever cluster this machine has, or the remains of one, and refuses num_cpus.
+            # Without an address Ray joins whatever cluster this machine has, alive or dead, and refuses num_cpus.
             address="local",
             num_cpus=int(resources()["CPU"]),
             include_dashboard=True,  # without it, a killed worker group is never cleaned up

@@ -5,11 +5,14 @@ Examples:
     python pipeline/run.py run --recipe smollm2 sparsities=[0.5]  # any field of the recipe by its dotted name
     python pipeline/run.py tune --recipe nano --space schedules   # search better settings
     ray job submit --working-dir . -- python pipeline/run.py run --recipe llama-3.2-1b   # a cluster
+
+Where the package is installed, leap-prune stands for python pipeline/run.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -24,12 +27,15 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 from pipeline.errors import UserError  # noqa: E402 - the path is set above
+from pipeline.program import program  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
-        prog="pipeline/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program().removeprefix("python "),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
@@ -99,6 +105,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse(arguments)
+    if importlib.util.find_spec("ray") is None:
+        print("error: the pipeline's packages are not installed; pip install 'leap-prune[pipeline]'", file=sys.stderr)
+        return 2
     try:
         if args.command == "recipes":
             from pipeline.catalogue import list_recipes

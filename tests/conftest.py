@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (directory / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return directory
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that sees the installed dependencies, but not this project's editable install; one a test file.
+
+    A path file names the site-packages folder; path files inside that folder, through which the editable install
+    works, are then not read.
+    """
+    home = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = home / "bin" / "python"
+    probe = subprocess.run([python, "-c", "import ray, torch, pipeline"], capture_output=True, text=True, cwd=home)
+    assert "No module named 'pipeline'" in probe.stderr, probe.stderr
+    return python
 
 
 Command = Callable[..., "subprocess.Popen[str]"]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.program import program
 from pipeline.tracking.journal import read
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Outbox:
         if waiting := sum(1 for _ in read(self._file, self._store.delivered)):
             # The folder of all runs: what a journal lies in is runs/NAME/tracking/RUN.
             runs = self._file.parents[3]
-            notes.append(f"{self._store} is away: {waiting} records wait for python pipeline/run.py sync --runs {runs}")
+            notes.append(f"{self._store} is away: {waiting} records wait for {program()} sync --runs {runs}")
         return notes
 
     def _away(self, error: Exception) -> None:

@@ -6,8 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +21,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that sees the installed dependencies, but not this project's editable install.
-
-    A path file names the site-packages folder; path files inside that folder, through which the editable install
-    works, are then not read.
-    """
-    home = tmp_path_factory.mktemp("bare")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    python = home / "bin" / "python"
-    probe = subprocess.run([python, "-c", "import ray, torch, pipeline"], capture_output=True, text=True, cwd=home)
-    assert "No module named 'pipeline'" in probe.stderr, probe.stderr
-    return python
 
 
 @pytest.fixture(scope="module")
