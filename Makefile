@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 RUNS ?= runs
 
-.PHONY: demo test ui smollm2 lint setup clean
+.PHONY: demo test test-long ui smollm2 lint setup clean
 
 demo: setup  ## run the whole pipeline on the embedded model
 	$(BIN)/python pipeline/run.py run --recipe nano output=$(RUNS)
@@ -16,6 +16,9 @@ smollm2: setup $(VENV)/.smollm2  ## the same on SmolLM2-135M
 
 test: setup $(VENV)/.smollm2  ## run the tests
 	$(BIN)/python -m pytest
+
+test-long: setup $(VENV)/.smollm2  ## run the tests that take minutes each
+	$(BIN)/python -m pytest -m long
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

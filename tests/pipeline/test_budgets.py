@@ -34,7 +34,7 @@ def texts() -> dict[str, Tensor]:
     return rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sparsity", [0.5, 0.6])
 def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsity: float) -> None:
     config = recipe.load("nano")
@@ -49,7 +49,7 @@ def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsi
     assert losses[-1] < losses[0] - MARGIN, losses
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_settings_the_mask_beats_the_best_layer_wise_method(texts: dict[str, Tensor]) -> None:
     config = recipe.load("nano").model
     losses = {}

@@ -93,7 +93,7 @@ def _drivers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_records_what_fails_and_ends_with_a_winner(tune: Tune, tmp_path: Path) -> None:
     text = finish(tune([7.0, 50.0, 1e300], "learn.leap.workers=1"))
     trials = _records(tmp_path)
