@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from conftest import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,10 +17,12 @@ from pipeline.evaluation import tasks
 from pipeline.evaluation.tasks import resolve_task
 from pipeline.evaluation.zero_shot import zero_shot
 
-SHARED = Path(os.environ.get("LEAP_DATA", "no-data"))
-YAML = SHARED / "eval" / "yaml"
+DATA = Path(os.environ.get("LEAP_DATA") or ROOT.parent / "shared" / "data")
+YAML = DATA / "eval" / "yaml"
 RUN = {"batch_size": "auto", "device": "cpu", "max_length": 128, "seed": 0}
-needs_shared_data = pytest.mark.skipif(not YAML.is_dir(), reason="the zero-shot sets are not in $LEAP_DATA/eval")
+needs_shared_data = pytest.mark.skipif(
+    not YAML.is_dir(), reason=f"the zero-shot sets are not in {DATA}/eval; $LEAP_DATA names another folder"
+)
 
 TASK = """\
 task: {name}
