@@ -36,8 +36,8 @@ def test_choice_for_bmp128(device, rows, dtype, expected):
 def test_choice_for_idx8_and_without_native_code():
     assert choose_op("cpu", 1, BF16, native=False) == "dense"
     assert choose_op("cpu", 1, BF16, matrix_format="idx8") == "dense"
-    assert choose_op("cuda", 8, BF16, matrix_format="idx8") == "gemv_idx8_triton"
-    assert choose_op("cuda", 9, BF16, matrix_format="idx8") == "dense"
+    assert choose_op("cuda", 4, BF16, matrix_format="idx8") == "gemv_idx8_triton"
+    assert choose_op("cuda", 5, BF16, matrix_format="idx8") == "dense"
 
 
 @pytest.mark.parametrize(
