@@ -215,6 +215,7 @@ ARTEFACTS = [
 ]
 
 
+@pytest.mark.long
 def test_what_is_damaged_is_named_and_made_anew_as_it_was(
     finished: tuple[Path, str], run_command: Command, tmp_path: Path
 ) -> None:
