@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,9 +197,17 @@ def smallest_case(device: torch.device) -> None:
             for rows in (1, 5, 33):
                 sparse_linear(torch.randn(rows, 259, device=device).to(dtype), matrix)
     weight, logits = torch.randn(2, 1001, device=device)
-    scalars = {"scale": 20.0, "temperature": 0.5, "seed": 9, "layer": 2, "step": 3, "noise": True, "offset": 3}
-    mask_forward(weight, logits, **scalars)  # type: ignore[arg-type]
-    mask_backward(weight, weight, logits, torch.ones(3, device=device), **scalars)  # type: ignore[arg-type]
+    scalars: dict[str, Any] = {
+        "scale": 20.0,
+        "temperature": 0.5,
+        "seed": 9,
+        "layer": 2,
+        "step": 3,
+        "noise": True,
+        "offset": 3,
+    }
+    mask_forward(weight, logits, **scalars)
+    mask_backward(weight, weight, logits, torch.ones(3, device=device), **scalars)
     moments = torch.full((1001,), NO_MOMENTS, dtype=torch.int16, device=device)
     adam8bit(logits, weight, moments, AdamStep(1e-3, (0.9, 0.95), 1, 2, 3))
     student, targets = torch.randn(5, 1003, device=device), torch.tensor([1, 2, -100, 4, 1002], device=device)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -37,12 +38,12 @@ def configurations_of_learning(run: CheckRun) -> None:
         return
     from leap_kernels import mask_forward_triton
 
-    both = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "step": 3}
+    both: dict[str, Any] = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "step": 3}
     for count in (14336 * 4096, 4096 * 4096, 1536 * 576):
         weight = torch.randn(count, device=run.device).bfloat16()
         logits, out = torch.randn(count, device=run.device) * 0.05, torch.empty_like(weight)
         for noise in (True, False):
-            scalars = MaskScalars(noise=noise, **both)  # type: ignore[arg-type]
+            scalars = MaskScalars(noise=noise, **both)
             calls = {}
             for config in run.affordable(mask_forward_triton.candidates(), repr):
                 with run.guarded(f"mask forward {config}"):
@@ -61,10 +62,10 @@ def host_seconds(run: CheckRun) -> None:
     grad, out = torch.randn_like(weight), torch.empty_like(weight)
     stats_grad = torch.ones(3, dtype=torch.float64, device=run.device)
     moments = torch.full((count,), NO_MOMENTS, dtype=torch.int16, device=run.device)
-    both = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "noise": True}
+    both: dict[str, Any] = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "noise": True}
     step = itertools.count()  # another one for each call, as in a run
     calls: dict[str, Callable[[], object]] = {
-        "mask forward": lambda: mask_forward(weight, logits, step=next(step), out=out, **both),  # type: ignore[arg-type]
+        "mask forward": lambda: mask_forward(weight, logits, step=next(step), out=out, **both),
         "mask backward": lambda: mask_backward(
             grad,
             weight,
@@ -72,7 +73,7 @@ def host_seconds(run: CheckRun) -> None:
             stats_grad,
             step=next(step),
             out=grad_logits,
-            **both,  # type: ignore[arg-type]
+            **both,
         ),
         "Adam": lambda: adam8bit(logits, grad_logits, moments, AdamStep(0.01, (0.9, 0.95), 1, 2, next(step))),
     }
@@ -98,14 +99,14 @@ def _cases(run: CheckRun) -> dict[str, tuple[int, int, Callable[[], object]]]:
     targets = torch.randint(vocabulary, (tokens,), device=device)
     _, sums = output_losses(student, targets, teacher)
     upper, equal = int(count_high(logits).argmax()), torch.zeros_like(logits)
-    both = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "step": 3}
+    both: dict[str, Any] = {"scale": 20.0, "temperature": 0.5, "seed": 1, "layer": 2, "step": 3}
     size = student.numel()
 
     def forward(noise: bool) -> object:
-        return mask_forward(weight, logits, noise=noise, out=out, **both)  # type: ignore[arg-type]
+        return mask_forward(weight, logits, noise=noise, out=out, **both)
 
     def backward(noise: bool) -> object:
-        return mask_backward(grad, weight, logits, stats_grad, noise=noise, out=grad_logits, **both)  # type: ignore[arg-type]
+        return mask_backward(grad, weight, logits, stats_grad, noise=noise, out=grad_logits, **both)
 
     return {
         "mask forward, noise": (count, 8 * count, lambda: forward(True)),

@@ -12,8 +12,8 @@ from leap_kernels.benchmarks.graph_timing import launch_seconds, replayed, rotat
 from leap_kernels.benchmarks.matrices import SHAPES, copied, random_matrix
 from leap_kernels.benchmarks.model import GPUS, predict
 from leap_kernels.benchmarks.timing import quantile
-from leap_kernels.bmp128 import BMP128, byte_limit
-from leap_kernels.idx8 import IDX8, from_bmp128
+from leap_kernels.bmp128 import byte_limit
+from leap_kernels.idx8 import from_bmp128
 from leap_kernels.product import dense as dense_of
 from leap_kernels.sparse_linear import SparseLinear
 
@@ -72,9 +72,8 @@ def configurations(run: CheckRun, _ceilings: dict[str, float]) -> None:
     for name, (module, batch) in kernels.items():
         kernel = getattr(module, name)
         for shape in run.affordable(SHAPES):
-            packed: BMP128 | IDX8 = random_matrix(shape, 0.6, torch.bfloat16, run.device)
-            if name == "gemv_idx8_triton":
-                packed = from_bmp128(packed)  # type: ignore[arg-type]
+            bitmap = random_matrix(shape, 0.6, torch.bfloat16, run.device)
+            packed = from_bmp128(bitmap) if name == "gemv_idx8_triton" else bitmap
             turns = rotating(partial(copied, packed), packed.nbytes, run.device)
             x = torch.randn(batch, shape[1], device=run.device).bfloat16()
             calls = {}
