@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from leap_kernels.idx8 import BLOCK_ROWS, IDX8, PADDING_INDEX, PANEL
+from leap_kernels.triton_idx8 import chunk_places
 from leap_kernels.triton_launch import Launcher
 
 MAX_WORD = 8  # bytes of a column of x, over the rows that one pass over the matrix serves
@@ -34,16 +35,9 @@ class Config(NamedTuple):
 @triton.jit
 def _load_chunks(base_ptr, index_ptr, vals_ptr, at, end, CHUNKS: tl.constexpr):
     """(base, index, value) of the chunks from ``at``, without those from ``end``."""
-    ROWS: tl.constexpr = 4
-    SLOTS: tl.constexpr = 64
-    chunk = tl.arange(0, CHUNKS)[:, None, None]
-    chunk_row = chunk * ROWS + tl.arange(0, ROWS)[None, :, None]
-    slot = chunk_row * SLOTS + tl.arange(0, SLOTS)[None, None, :]
-    present = at + chunk < end
-    first_row = at.to(tl.int64) * ROWS
-    base = tl.load(base_ptr + first_row + chunk_row, mask=present, other=0).to(tl.int32) & 0xFFFF
+    first_base, places, first_slot, slot, present = chunk_places(at, end, CHUNKS)
+    base = tl.load(base_ptr + first_base + places, mask=present, other=0).to(tl.int32) & 0xFFFF
     # Nothing is read twice, and x is to stay in the first-level cache.
-    first_slot = first_row * SLOTS
     index = tl.load(index_ptr + first_slot + slot, mask=present, other=0, eviction_policy="evict_first")
     value = tl.load(vals_ptr + first_slot + slot, mask=present, other=0.0, eviction_policy="evict_first")
     return base, index, value

@@ -67,14 +67,7 @@ def mask_backward_triton(
         (count, skip),
         (scalars.noise, has_fast_math(weight), _BLOCK),
         4,
-        numbers=(
-            scalars.offset >> 2,
-            scalars.seed,
-            scalars.layer,
-            scalars.step,
-            scalars.scale,
-            1 / scalars.temperature,
-        ),
+        numbers=scalars.numbers,
         singles=(stats_grad.to(weight.device).contiguous(),),
         types=(grad_masked_weight.dtype, weight.dtype, logits.dtype, stats_grad.dtype),
     )

@@ -103,14 +103,7 @@ def mask_forward_triton(
         (count, skip),
         (scalars.noise, has_fast_math(weight), block, tiles),
         warps,
-        numbers=(
-            scalars.offset >> 2,
-            scalars.seed,
-            scalars.layer,
-            scalars.step,
-            scalars.scale,
-            1 / scalars.temperature,
-        ),
+        numbers=scalars.numbers,
         types=(weight.dtype, logits.dtype),
     )
     return partial.sum(dim=1, dtype=torch.float64)

@@ -48,6 +48,11 @@ class MaskScalars:
                 raise ValueError(f"{name}={value} must be positive and finite")
         check_stream(self.seed, self.layer, self.step, self.offset)
 
+    @property
+    def numbers(self) -> tuple[int, int, int, int, float, float]:
+        """What the GPU's kernels take of them: the offset in blocks of noise, its stream, κ and 1 / τ."""
+        return self.offset >> 2, self.seed, self.layer, self.step, self.scale, 1 / self.temperature
+
 
 def _pre_activations(logits: Tensor, first: int, scalars: MaskScalars, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(scale * P, (scale * P + g) / temperature) of the flat chunk of logits that starts at local index ``first``."""

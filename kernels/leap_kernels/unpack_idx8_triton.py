@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from leap_kernels.idx8 import IDX8, PANEL
+from leap_kernels.triton_idx8 import chunk_places
 from leap_kernels.triton_launch import Launcher
 
 _CHUNKS = 16  # of a row at a time
@@ -20,16 +21,10 @@ _WARPS = 8
 @triton.jit
 def _load_chunks(base_ptr, index_ptr, vals_ptr, at, end, CHUNKS: tl.constexpr):
     """(column, index, value) of the chunks from ``at``; index is 255 for padding and from chunk ``end`` on."""
-    ROWS: tl.constexpr = 4
-    SLOTS: tl.constexpr = 64
-    chunk = tl.arange(0, CHUNKS)[:, None, None]
-    chunk_row = chunk * ROWS + tl.arange(0, ROWS)[None, :, None]
-    slot = chunk_row * SLOTS + tl.arange(0, SLOTS)[None, None, :]
-    present = at + chunk < end
-    first_row = at.to(tl.int64) * ROWS
-    base = tl.load(base_ptr + first_row + chunk_row, mask=present, other=0).to(tl.int32) & 0xFFFF
-    index = tl.load(index_ptr + first_row * SLOTS + slot, mask=present, other=255).to(tl.int32)
-    value = tl.load(vals_ptr + first_row * SLOTS + slot, mask=present, other=0.0)
+    first_base, places, first_slot, slot, present = chunk_places(at, end, CHUNKS)
+    base = tl.load(base_ptr + first_base + places, mask=present, other=0).to(tl.int32) & 0xFFFF
+    index = tl.load(index_ptr + first_slot + slot, mask=present, other=255).to(tl.int32)
+    value = tl.load(vals_ptr + first_slot + slot, mask=present, other=0.0)
     return base + index, index, value
 
 
