@@ -30,7 +30,7 @@ from leap.optimisers import Updater, logit_optimiser
 from leap.packed import pack, unpack
 from leap.schedules import warmup_then_cosine
 from leap.settings import LearnSettings
-from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block, prunable_linears
+from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def prune(
         raise ValueError(f"{type(model).__name__}: {reason}; say allow_dense=True to prune what can be")
     check_finite(model.named_parameters())
     if settings is None:
-        weights = sum(linear.weight.numel() for linear in prunable_linears(model).values())
-        settings = LearnSettings.for_rows(len(rows), weights)
+        settings = LearnSettings.for_rows(len(rows), blocks.prunable)
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
     gate, dtype = BernoulliGate(settings), logit_optimiser(settings).dtype
     was_training = model.training
