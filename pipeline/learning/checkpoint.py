@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from leap.tensor_file import spec, write_tensors
 from pipeline import checksums
 from pipeline.checksums import FILES
 from pipeline.errors import DamagedError
@@ -43,6 +43,8 @@ def save(
 ) -> None:
     """Collective: write this worker's ``shard`` ({layer}.{part} → flat slice), then, on rank 0, what it all is.
 
+    Slices are read where they lie, one after the other: no second copy of them is made.
+
     Args:
         facts: what else has to be known to continue, as JSON.
         keep: how many checkpoints to leave in place.
@@ -53,11 +55,11 @@ def save(
     file = f"{name}/{_file_name(rank, world)}"
     fs.makedirs(f"{root}/{name}", exist_ok=True)
     if isinstance(fs, LocalFileSystem):
-        save_file(shard, f"{root}/{file}")
+        _write(f"{root}/{file}", shard)
         mine = {file: checksums.entry(f"{root}/{file}")}
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            save_file(shard, f"{scratch}/shard")
+            _write(f"{scratch}/shard", shard)
             mine = {file: checksums.entry(f"{scratch}/shard")}
             fs.put_file(f"{scratch}/shard", f"{root}/{file}")
     written: list[dict[str, Any]] = [{}] * world
@@ -72,6 +74,10 @@ def save(
         for old in _names(fs, root)[keep:]:
             _remove(fs, root, old)
     dist.barrier()
+
+
+def _write(path: str, shard: dict[str, Tensor]) -> None:
+    write_tensors(path, {name: spec(tensor) for name, tensor in shard.items()}, shard.__getitem__)
 
 
 def resume(uri: str) -> tuple[Checkpoint | None, list[DamagedError]]:

@@ -16,6 +16,7 @@ import deepspeed
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from leap.gates import Gate
@@ -83,7 +84,7 @@ class ZeroModel:
         self._updater = Updater(learn.settings, _total)
         self.weights = self._add_parameters(config, initial, new_weight)
         if learn.activation_checkpointing:
-            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(self.module)
             for block in decoder_blocks(self.module)[1]:
                 block.training = True  # the block alone: dropout modules inside it stay off,
                 for name in [n for n, v in vars(block).items() if "dropout" in n and isinstance(v, float)]:
@@ -129,7 +130,7 @@ class ZeroModel:
         if world > 1:
             part = bounds(grad.numel(), 0, world)[1]
             mine = flat.new_empty(part)
-            torch.distributed.reduce_scatter_tensor(mine, F.pad(flat, (0, part * world - len(flat))))
+            _reduce_scatter(mine, F.pad(flat, (0, part * world - len(flat))))
             flat = mine[: last - first].div_(world)
         self._updater.take(number, self._local(_partitioned(parameter)), flat, first)
 
@@ -142,12 +143,12 @@ class ZeroModel:
         return self._local(_partitioned(self.layers[layer].logits))
 
     def shard(self) -> dict[str, Tensor]:
-        """This worker's logits and optimiser state, {layer}.{part} → flat slice."""
+        """This worker's logits and optimiser state themselves, {layer}.{part} → flat slice."""
         parts = {}
         for number, name in enumerate(self.layers):
             logits = self.local_logits(name)
             for part, tensor in {"logits": logits, **self._updater.state(number, logits)}.items():
-                parts[f"{name}.{part}"] = tensor.clone()
+                parts[f"{name}.{part}"] = tensor
         return parts
 
     def facts(self) -> dict[str, Any]:
@@ -187,6 +188,19 @@ class ZeroModel:
             logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
             layer.provide(logits, layer.new_weight)
         return MaskedWeights(numel, norm)
+
+
+#: Under the name of newer versions of torch, where it is not deprecated.
+_reduce_scatter = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let each block keep its input alone for the backward pass, under the name that this transformers has for it."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def _total(value: Tensor) -> Tensor:
