@@ -15,7 +15,7 @@ from pipeline.errors import DamagedError, UserError
 from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.worker import Job
 from pipeline.plan import LearnWork, Plan
-from pipeline.progress import Board, Console, TrainingProgress
+from pipeline.progress import Console, TrainingProgress, start_board
 from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
 from pipeline.storage import StageDir
 from pipeline.tracking.base import Run
@@ -275,7 +275,7 @@ class _Learning:
         self.work = work
         settings = work.config.settings
         self._run = _learning_run(run, work)
-        self._board = Board.remote()  # type: ignore[attr-defined]
+        self._board = start_board()
         self._progress = TrainingProgress(
             console,
             work.stage.item,
@@ -303,7 +303,7 @@ class _Learning:
             self._curves.fill(found.facts["history"])
         self._began = time.time()
         books = str(Path(plan.directory).resolve() / "ray_train") if "://" not in plan.directory else plan.directory
-        self._future = learn.fit.remote(job, books)
+        self._future = learn.fit.options(scheduling_strategy=ray_cluster.here()).remote(job, books)
 
     def poll(self) -> bool:
         """Show what has happened; true when the run has ended well."""

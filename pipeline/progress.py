@@ -16,6 +16,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from pipeline import ray_cluster
 from pipeline.redaction import redact
 from pipeline.tracking.values import jsonable
 
@@ -26,7 +27,10 @@ LINE_EVERY = 10.0
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Takes events from training workers until the driver fetches them. ``run`` in an event says whose it is."""
+    """Takes events from training workers until the driver fetches them. ``run`` in an event says whose it is.
+
+    Made by :func:`start_board`.
+    """
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
@@ -53,6 +57,11 @@ class Board:
         """All events since the last call."""
         events, self._events = self._events, []
         return events
+
+
+def start_board() -> Any:
+    """A handle of a new board, on the node of the caller."""
+    return Board.options(scheduling_strategy=ray_cluster.here()).remote()  # type: ignore[attr-defined]
 
 
 def mode_for(quiet: bool, json_lines: bool) -> Mode:

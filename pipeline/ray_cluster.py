@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import UserError
 
@@ -119,6 +120,14 @@ def resources() -> dict[str, float]:
 def largest_node() -> float:
     """CPUs of the node that has the most."""
     return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor or a task on the node of its caller.
+
+    What waits for work elsewhere is lost with the caller alone, and not with any node of the cluster.
+    """
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def end_in_order_when_terminated() -> None:

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.flow import Flow, TrainingError
 from pipeline.main import begin, local_directory
 from pipeline.plan import Plan
-from pipeline.progress import Board, Console, Mode
+from pipeline.progress import Console, Mode, start_board
 from pipeline.ray_cluster import end_in_order_when_terminated, resources
 from pipeline.records import tags as run_tags
 from pipeline.storage import StageDir, fingerprint, write_atomically
@@ -157,7 +157,7 @@ def _search(
         calibration=plan.corpora["calibration"][0],
         heldout=plan.corpora["heldout"][0],
         priors=dict(plan.priors),
-        board=Board.remote(),  # type: ignore[attr-defined]
+        board=start_board(),
     )
     at_a_time = search.concurrent(config.learn[learn], resources())
     console.say(f"{at_a_time} trial{'s' if at_a_time > 1 else ''} at a time; {len(records)} known from before")
