@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # On a machine without an NVIDIA GPU the CPU build of torch is a tenth of the size; it is taken where an index has it.
 TORCH := torch==2.13.0
 RUNS ?= runs
+DATA ?= $(HOME)/leap-data
 
-.PHONY: demo test test-long ui smollm2 lint setup clean
+.PHONY: demo test test-long ui smollm2 data docs lint setup clean
 
 demo: setup  ## run the whole pipeline on the embedded model
 	$(BIN)/python pipeline/run.py run --recipe nano output=$(RUNS)
@@ -24,6 +25,12 @@ lint: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+data: setup  ## fetch the texts and tasks of the tables from the hub into DATA; LEAP_DATA has to name it afterwards
+	$(BIN)/python -m pipeline.data.fetch $(DATA)
+
+docs: setup  ## the documentation as a site in build/site
+	$(BIN)/mkdocs build
 
 ui: setup  ## compare runs in the browser, on this machine only
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db

@@ -13,7 +13,7 @@ from torch import Tensor
 def with_hidden_states(model: Any, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits [R, S, V] of a Hugging Face causal LM, and its hidden states [R, S, H] after each decoder block.
 
-    The last of them is what the model itself makes the last, after the final norm in most families.
+    The last hidden states are those that the model itself returns last. Most families apply the final norm to them.
     """
     output = model(input_ids=rows, use_cache=False, output_hidden_states=True)
     return output.logits, output.hidden_states[1:]
@@ -22,7 +22,7 @@ def with_hidden_states(model: Any, rows: Tensor) -> tuple[Tensor, tuple[Tensor, 
 def hidden_divergence(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean over the blocks of ‖student − teacher‖² / ‖teacher − its mean‖², fp32, with a gradient for ``student``.
 
-    Relative to the variance, blocks count alike although hidden states grow from block to block.
+    Hidden states grow from block to block. Dividing by the teacher's variance gives every block the same weight.
     """
     parts = [
         F.mse_loss(ours.float(), theirs.float()) / theirs.float().var(correction=0)

@@ -6,11 +6,12 @@ DeepSpeed worker of the pipeline drive the same object.
     total = (1 − d)·CE + d·KL(dense ‖ masked) + h·(distance of hidden states) + density term
             − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
 
-With gap = density(M) − target, the density term is λ1·|gap| (method.md, section 1), or λ·gap + c/2·gap² with
-λ += c·gap / (relaxation·T) after each of the T steps (the method of multipliers, its step made independent of T).
+With gap = density(M) − target, the density term is λ1·|gap| (docs/method.md, section 1), or λ·gap + c/2·gap² with
+λ += c·gap / (relaxation·T) after each of the T steps (docs/method.md, section 2).
 
-Of several targets, each step trains one: every so many steps each of them once, in an order drawn anew. Its gates open
-where the logits pass the cut that would leave the target's density, and it has a λ of its own, with its share of T.
+With several target densities, each step trains one of them. A cycle visits every density once, in a new random order.
+The gates of a density open where the logits exceed the cut that would leave this density. Each density has its own λ,
+which integrates over its share of the T steps.
 """
 
 from __future__ import annotations

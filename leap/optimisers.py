@@ -34,7 +34,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a slice of logits comes from, and when: the counter of what is rounded at random; and how far it shifts."""
+    """Identity of a slice of logits at one step, and the step that its whole matrix makes.
+
+    Seed, layer, step and offset are the counter of the random rounding.
+    """
 
     seed: int
     layer: int
@@ -43,7 +46,7 @@ class Place:
     offset: int = 0
     """Flat index of the slice's first element in the whole matrix."""
     shift: float | Tensor = 0.0
-    """What all logits of the matrix move down by besides; a tensor [] on their device, if not a number."""
+    """Subtracted from all logits of the matrix, besides their own step: a number, or a tensor [] on their device."""
 
 
 class LogitOptimiser(Protocol):
@@ -166,7 +169,10 @@ class Updater:
         return self._states[layer]
 
     def attach(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take the gradients of whole logit matrices, in layer order, out of every backward pass to come."""
+        """Register a hook on each logit matrix, in layer order, that consumes its gradient in every backward pass.
+
+        The gradient goes to :meth:`take` as soon as it is complete, and ``parameter.grad`` is None afterwards.
+        """
         for layer, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._take_whole, layer))
 

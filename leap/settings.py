@@ -85,9 +85,10 @@ class LearnSettings:
     learning_rate: float = 0.01
     """Peak learning rate of the optimiser of the logits."""
     matrix_rate: float = 0.05
-    """Peak learning rate of a step that all logits of a matrix make together; it moves sparsity between matrices.
+    """Peak learning rate of the step that all logits of a matrix make together. It moves sparsity between matrices.
 
-    Where ``scope`` fixes the sparsity of each, no such step is made.
+    The step follows the sum of the matrix's gradient. Scopes other than ``global`` fix each matrix's sparsity and
+    skip it.
     """
     warmup_steps: int = 5
     """Steps of linear warm-up before the cosine."""

@@ -159,7 +159,7 @@ class LearnConfig(Section):
     like: str | None = None
     """Name of another entry of ``learn``: whatever is not given here is as there."""
     published: bool = False
-    """Whether what ``settings`` does not give is as LEAP was published, in place of this project's defaults."""
+    """Take the published settings of LEAP, in place of this project's defaults, where ``settings`` gives none."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
     seeds: list[Seed] = []

@@ -1,4 +1,4 @@
-"""LEAP as published and the short recipe at equal tokens: perplexity against tokens and against time, as a picture.
+"""The published settings and the short recipe at equal tokens: perplexity by tokens and by time, as a picture.
 
     python pipeline/run.py run --recipe nano-paper
     python pipeline/benchmarks/leap_vs_paper.py runs/nano-paper --out docs/leap-vs-paper.png
