@@ -29,6 +29,7 @@ from leap.masked_linear import masks_installed
 from leap.optimisers import Updater, logit_optimiser
 from leap.packed import pack, unpack
 from leap.schedules import warmup_then_cosine
+from leap.scopes import layer_scope
 from leap.settings import LearnSettings
 from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
 
@@ -189,8 +190,7 @@ def _prior(
     The sweep prunes in place, so that each block sees the pruned ones before it, but it is through with a block when it
     hands out the block's results: one block of dense weights is all that has to be kept.
     """
-    # Magnitude is the one prior that is usually compared within the layer.
-    target = Target(sparsity, "layer" if settings.prior == "magnitude" else "row")
+    target = Target(sparsity, layer_scope(settings.prior, settings.prior_scope))
     results = sweep(model, rows, settings.prior, target, options=options)
     for linears in linears_by_block(model):
         dense = [linear.weight.detach().clone() for linear in linears.values()]
@@ -234,6 +234,7 @@ def _learn(
                 if number == s.microbatches - 1:  # its backward pass moves the logits: not after a loss of NaN
                     metrics = learner.finish_step(step) | {"step": step, "learning_rate": rate}
                 (loss / s.microbatches).backward()
+                updater.end()
             history.append(metrics)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", density=f"{metrics['density']:.4f}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from leap.layerwise.selection import Target, prune_count, select_mask
+from leap.scopes import Scope
 from leap.selection import Cut, cut, keep_above
-from leap.settings import Scope
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,19 @@ class SharedSteps:
         return known
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A slice of logits whose whole gradient exists and waits for those of the other layers."""
+
+    logits: Tensor
+    grad: Tensor
+    offset: int
+
+
 class Updater:
     """Takes the gradients of one optimiser step as they come, and moves the logits with the last micro-batch's.
+
+    Where gradients are clipped, no logits move before the gradients of all have come: :meth:`end` moves them.
 
     Args:
         settings: which optimiser, for all layers, and the seed of the stochastic rounding.
@@ -155,6 +166,8 @@ class Updater:
         self.optimiser, self.seed = logit_optimiser(settings), settings.seed
         shared = settings.matrix_rate / settings.learning_rate if settings.scope == "global" else 0.0
         self.shared = SharedSteps(shared, settings.betas, total)
+        self._clip, self._total = settings.clip, total
+        self._waiting: dict[int, _Waiting] = {}
         self._states: dict[int, State] = {}
         self._sums: dict[int, Tensor] = {}
         self._step, self._draw, self._rate, self._last = 0, 0, 0.0, True
@@ -188,15 +201,38 @@ class Updater:
         self._last = microbatch == microbatches - 1
 
     def take(self, layer: int, logits: Tensor, grad: Tensor, offset: int = 0) -> None:
-        """Add the gradient [n] of one micro-batch; on the last one, update the flat slice ``logits`` [n]."""
+        """Add the gradient [n] of one micro-batch; on the last one, update the flat slice ``logits`` [n].
+
+        ``grad`` is the updater's from then on.
+        """
         if layer in self._sums:
             grad = self._add(self._sums.pop(layer), grad, layer, offset)
-        if self._last:
-            shift = self.shared.step(layer, grad, self._rate, self._step)
-            place = Place(self.seed, layer, self._step, offset, shift)
-            self.optimiser.update(logits, grad, self.state(layer, logits), self._rate, place)
-        else:
+        if not self._last:
             self._sums[layer] = grad
+        elif self._clip:
+            self._waiting[layer] = _Waiting(logits, grad, offset)
+        else:
+            self._move(layer, logits, grad, offset)
+
+    def end(self) -> None:
+        """Collective: say, after its backward pass, that the micro-batch is through.
+
+        With the last one of a step, gradients that waited are clipped: multiplied by min(1, clip / (‖g‖ + 1e-6)), g all
+        gradients of all workers' slices together, as ``torch.nn.utils.clip_grad_norm_`` does.
+        """
+        if not self._waiting:
+            return
+        squares = [w.grad.square().sum(dtype=torch.float64) for w in self._waiting.values()]
+        norm = self._total(torch.stack([s.to(squares[0].device) for s in squares]).sum()).sqrt()
+        factor = (self._clip / (norm + 1e-6)).clamp(max=1.0).float()
+        for layer in list(self._waiting):
+            waiting = self._waiting.pop(layer)
+            self._move(layer, waiting.logits, waiting.grad.mul_(factor.to(waiting.grad.device)), waiting.offset)
+
+    def _move(self, layer: int, logits: Tensor, grad: Tensor, offset: int) -> None:
+        shift = self.shared.step(layer, grad, self._rate, self._step)
+        place = Place(self.seed, layer, self._step, offset, shift)
+        self.optimiser.update(logits, grad, self.state(layer, logits), self._rate, place)
 
     def _add(self, total: Tensor, grad: Tensor, layer: int, offset: int) -> Tensor:
         if total.dtype == torch.float32:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leap.schedules import Schedule
+from leap.scopes import PriorScope, Scope
 from leap.validation import NO_UNKNOWN_KEYS, check_choices
 
-Scope = Literal["global", "layer", "row"]
 Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
 _KEEP_WEIGHTS = ("magnitude", "wanda")  # priors that choose a mask and nothing else
 
@@ -69,6 +69,8 @@ class LearnSettings:
     """Scale κ of the logits."""
     prior: Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps"] = "admm"
     """Layer-wise method whose mask the logits start from."""
+    prior_scope: PriorScope = "row"
+    """Within what that method compares weights; ``native``: as its authors have it."""
     prior_strength: float = 10.0
     """Distance of the first logits from zero, in units of init_std."""
     prior_grading: Literal["sign", "rank"] = "rank"
@@ -96,6 +98,11 @@ class LearnSettings:
     """Learning rate at the end of the cosine as a share of the peak."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of Adam's moments."""
+    clip: float = 0.0
+    """Length that the gradient of all logits together is cut down to where it is longer; 0: it is left as it is.
+
+    Holds the gradients of all logits until the end of a step, one number a logit.
+    """
     density: DensityControl = field(default_factory=DensityControl)
     """Control of the density during training."""
     weight_reward: float = 0.0
@@ -120,7 +127,7 @@ class LearnSettings:
             )
         if self.steps * self.microbatches > 1 << 32:
             raise ValueError(f"steps {self.steps} of {self.microbatches} micro-batches exceed the noise's 2**32 draws")
-        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation", "matrix_rate"):
+        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation", "matrix_rate", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("init_std", "learning_rate"):
@@ -149,6 +156,7 @@ class LearnSettings:
             "temperature": Schedule(start=4.0, end=0.05),
             "scale": Schedule(start=25.0, end=350.0),
             "prior": "wanda",
+            "prior_scope": "row",
             "prior_strength": 3.0,
             "prior_grading": "sign",
             "init_std": 0.014,
@@ -157,6 +165,7 @@ class LearnSettings:
             "warmup_steps": 5,
             "final_rate": 0.0,
             "betas": (0.9, 0.95),
+            "clip": 1.0,  # what Hugging Face's Trainer, which the authors train with, does unless told otherwise
             "density": DensityControl(kind="penalty", weight=7.0),
             "weight_reward": 10.0,
             "distillation": 0.0,

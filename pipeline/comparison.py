@@ -26,6 +26,7 @@ def difference(dense: Measured | None, base: Measured, variant: Measured, clear:
         nll[text] = dict(paired_nll(base.texts[text], found))
         if dense and (gap := gap_closed(dense.texts[text], base.texts[text], found)):
             nll[text] |= {"gap_closed": gap["share"], "gap_closed_stderr": gap["stderr"]}
+            nll[text] |= {"gap_closed_nats": gap["share_nats"], "gap_closed_nats_stderr": gap["stderr_nats"]}
     tasks = {task: paired_accuracy(base.tasks[task], found) for task, found in variant.tasks.items()}
     means = {"mean_accuracy": list(tasks), "mean_above_chance": list(clear)}
     overall = {name: mean_difference([tasks[t] for t in over]) if over else None for name, over in means.items()}

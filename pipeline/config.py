@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from leap.scopes import NATIVE, LayerScope, PriorScope, layer_scope, scope_name
 from leap.settings import LearnSettings
 from pipeline import number_types
 from pipeline.mappings import merge
@@ -126,8 +127,11 @@ class DataConfig(Section):
 class PriorConfig(Section):
     methods: list[Method] = ["magnitude", "wanda"]
     """Layer-wise methods that get a row in the table. The priors of ``learn`` are computed in any case."""
-    scope: Literal["row", "layer"] = "row"
-    """Within what a layer-wise method holds the sparsity. Magnitude is always per layer."""
+    scope: PriorScope | list[PriorScope] = "native"
+    """Within what methods with a row in the table compare the weights of a matrix: ``native``, as the authors of each
+    have it (Wanda and OPTIMA the row, SparseGPT blocks of 128 columns, the others the layer), ``row`` or ``layer``. Of
+    several, a row of the table each, named METHOD-row or METHOD-layer where that is not native. Magnitude always
+    compares within the layer. Where learning starts is its own affair: ``settings.prior_scope``."""
     pattern: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """N:M: keep N of every M consecutive columns, as in ``[2, 4]``. The sparsities have to be 1 - N/M."""
     options: dict[Method, dict[str, Any]] = {}
@@ -139,19 +143,39 @@ class PriorConfig(Section):
     spill: bool = False
     """Hold the hidden states of all rows in a temporary file in place of memory."""
 
-    def scope_of(self, method: Method) -> Literal["row", "layer"]:
-        """Within what a method holds the sparsity, where there is no pattern."""
-        # Compared within a row or not, magnitude would be two methods; the usual one compares within the layer.
-        return "layer" if method == "magnitude" else self.scope
+    def scopes_of(self, method: Method) -> list[LayerScope]:
+        """Within what a method compares weights, a row of the table each."""
+        requested = self.scope if isinstance(self.scope, list) else [self.scope]
+        return list(dict.fromkeys(self._scope(method, scope) for scope in requested))
 
-    def scope_name(self, method: Method) -> str:
-        """``row``, ``layer`` or a pattern such as ``2:4``."""
-        return "{}:{}".format(*self.pattern) if self.pattern else self.scope_of(method)
+    def start_scope(self, settings: LearnSettings) -> LayerScope:
+        """Within what the method that learning starts from compares weights."""
+        return self._scope(settings.prior, settings.prior_scope)
+
+    def _scope(self, method: str, requested: PriorScope) -> LayerScope:
+        # A pattern holds in its groups; within what else weights are compared makes no difference.
+        return layer_scope(method, "native" if self.pattern else requested)
+
+    def scope_name(self, method: str, scope: LayerScope) -> str:
+        """``row``, ``layer``, ``block`` or a pattern such as ``2:4``."""
+        return "{}:{}".format(*self.pattern) if self.pattern else scope_name(method, scope)
+
+    @staticmethod
+    def row_name(method: str, scope: LayerScope) -> str:
+        """What the table calls a method at a scope: its own name where its authors have it so."""
+        return method if scope == NATIVE[method] else f"{method}-{scope}"
+
+    @property
+    def row_names(self) -> list[str]:
+        """The layer-wise rows of the table."""
+        return [self.row_name(method, scope) for method in self.methods for scope in self.scopes_of(method)]
 
     @model_validator(mode="after")
     def _methods_are_named_once(self) -> PriorConfig:
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods must be different names, not {self.methods}")
+        if not self.scope or (isinstance(self.scope, list) and len(set(self.scope)) != len(self.scope)):
+            raise ValueError(f"scope must be one or more of native, row and layer, each once, not {self.scope}")
         return self
 
 
@@ -388,7 +412,7 @@ class RunConfig(Section):
         if fitted:
             raise ValueError(f"reconstruct: {fitted[0]} is learned over weights that its prior has fitted already")
         taken = {
-            "learn": {"dense", *self.prior.methods},
+            "learn": {"dense", *self.prior.row_names},
             "data.evaluation": {"calibration", "heldout", *self.evaluate.tasks},
         }
         for section, entries in (("learn", self.learn), ("data.evaluation", self.data.evaluation)):

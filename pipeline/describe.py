@@ -69,7 +69,7 @@ def _lines(plan: Plan, sizes: Sizes | None, cpu: float) -> Iterable[Line]:
     config = plan.config
     for stage, corpus, _ in plan.corpora.values():
         yield "calibrate", f"{stage.item}, {count(corpus.tokens)} tokens", [stage], 4.0 * corpus.tokens, None
-    for (method, _), stage in plan.priors.items():
+    for (method, *_), stage in plan.priors.items():
         written = preflight.prior_bytes(method, sizes) if sizes else None
         seconds = estimate.prior_seconds(config, method, sizes, cpu) if sizes else None
         yield "prior", stage.item, [stage], written, seconds

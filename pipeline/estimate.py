@@ -56,7 +56,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     width, logit = getattr(torch, config.model.dtype).itemsize, optimiser.dtype.itemsize
     state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
     frozen = sizes.parameters + (sizes.prunable if settings.weights == "prior" else 0)
-    accumulated = logit if settings.microbatches > learn.workers else 0
+    accumulated = logit if settings.microbatches > learn.workers or settings.clip else 0
     tokens = settings.microbatch_rows * config.data.context_length
     # Within a block: inputs and outputs of the linear layers, and in fp32 what two norms keep, three times the width.
     blocks = tokens * (width * sizes.wires + 24 * sizes.states)
@@ -68,7 +68,7 @@ def worker_memory(config: RunConfig, learn: LearnConfig, sizes: Sizes) -> dict[s
     return {
         f"weights, {config.model.dtype}, frozen": frozen * width / learn.workers,
         f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
-        "gradient summed over micro-batches": sizes.prunable * accumulated / learn.workers,
+        "gradient held to the end of a step": sizes.prunable * accumulated / learn.workers,
         # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
         "largest layer, gathered": float(max(sizes.largest * width, sizes.largest_masked * 2 * (width + logit))),
         "activations of a micro-batch": float(blocks),

@@ -152,8 +152,8 @@ class Flow:
         self._fan_out(
             "prior",
             (
-                (stage, prior.run, (method, sparsity, config.prior, config.model, rows, config.seed))
-                for (method, sparsity), stage in self.plan.priors.items()
+                (stage, prior.run, (method, sparsity, scope, config.prior, config.model, rows, config.seed))
+                for (method, scope, sparsity), stage in self.plan.priors.items()
             ),
         )
 

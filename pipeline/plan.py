@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from leap.layerwise import METHODS
+from leap.scopes import LayerScope
 from pipeline import corpora, fallbacks, models
-from pipeline.config import CorpusConfig, LearnConfig, RunConfig
+from pipeline.config import CorpusConfig, LearnConfig, Method, RunConfig
 from pipeline.errors import UserError
 from pipeline.origin import BY_STAGE, Origin
 from pipeline.paths import expand_variables
@@ -32,6 +33,10 @@ _FREE = {
     "checkpoint_every",
     "max_failures",
 }
+
+
+#: Method, within what it compares weights, sparsity.
+PriorKey = tuple[str, LayerScope, float]
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Plan:
     """What a user has to be told of that."""
     corpora: dict[str, tuple[StageDir, CorpusConfig, list[str]]] = field(default_factory=dict)
     """By role: stage, settings, roles it must share no document with; in the order they have to be made."""
-    priors: dict[tuple[str, float], StageDir] = field(default_factory=dict)
+    priors: dict[PriorKey, StageDir] = field(default_factory=dict)
     learns: list[LearnWork] = field(default_factory=list)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     cloze: StageDir | None = None
@@ -176,21 +181,26 @@ def make_plan(config: RunConfig) -> Plan:
         plan.corpora[role] = (stage, corpus, apart)
     calibration, heldout = plan.corpora["calibration"][0], plan.corpora["heldout"][0]
 
-    wanted = [(m, s) for m in config.prior.methods for s in config.sparsities]
-    wanted += [(c.settings.prior, s) for c in config.learn.values() for s in config.sparsities]
+    methods: list[tuple[Method, LayerScope]] = [(m, s) for m in config.prior.methods for s in config.prior.scopes_of(m)]
+    starts: list[tuple[Method, LayerScope]] = [
+        (c.settings.prior, config.prior.start_scope(c.settings)) for c in config.learn.values()
+    ]
+    wanted = [(m, scope, s) for some in (methods, starts) for m, scope in some for s in config.sparsities]
     rows = [calibration.key, config.prior.rows, config.prior.batch_rows, config.seed]
-    for method, sparsity in dict.fromkeys(wanted):
+    for method, scope, sparsity in dict.fromkeys(wanted):
         inputs = rows if METHODS[method].needs != "none" else []
-        asked = [sparsity, config.prior.scope_name(method), config.prior.options.get(method, {})]
+        asked = [sparsity, config.prior.scope_name(method, scope), config.prior.options.get(method, {})]
         key = [prior.VERSION, model, method, asked, inputs]
-        plan.priors[method, sparsity] = place("prior", f"{method}@{sparsity:g}", *key)
+        name = variant_name(config.prior.row_name(method, scope), None, sparsity)
+        plan.priors[method, scope, sparsity] = place("prior", name, *key)
 
     def learn_work(name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> LearnWork:
         """The learning run that serves an entry of ``learn`` at a sparsity."""
         nested = learned.nested and len(config.sparsities) > 1
         sparsities = tuple(config.sparsities) if nested else (sparsity,)
         # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
-        start = plan.priors[learned.settings.prior, max(sparsities)]
+        settings = learned.settings
+        start = plan.priors[settings.prior, config.prior.start_scope(settings), max(sparsities)]
         decisive = learned.model_dump(mode="json", exclude=_FREE)
         key = [model, decisive, sparsities, config.seed, start.key, calibration.key, heldout.key]
         stage = place("learn", variant_name(name, seed, None if nested else sparsity), learn.VERSION, *key)
@@ -198,11 +208,11 @@ def make_plan(config: RunConfig) -> Plan:
 
     plan.variants.append(Variant("dense"))
     for sparsity in config.sparsities:
-        for method in config.prior.methods:
-            made = plan.priors[method, sparsity]
-            scope = config.prior.scope_name(method)
-            export = place("harden", f"{method}@{sparsity:g}", harden.VERSION, made.key)
-            plan.variants.append(Variant(method, sparsity, scope, export, made))
+        for method, scope in methods:
+            made = plan.priors[method, scope, sparsity]
+            row = config.prior.row_name(method, scope)
+            export = place("harden", variant_name(row, None, sparsity), harden.VERSION, made.key)
+            plan.variants.append(Variant(row, sparsity, config.prior.scope_name(method, scope), export, made))
         for name, seed, learned in _learning_runs(config):
             work = learn_work(name, seed, learned, sparsity)
             if work not in plan.learns:

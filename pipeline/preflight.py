@@ -175,7 +175,7 @@ def _disk(plan: Plan, sizes: Sizes) -> None:
         return
     if plan.config.tracking.uri is None:
         default_uri(Path(plan.config.output).expanduser())
-    needed = sum(prior_bytes(m, sizes) for (m, _), stage in plan.priors.items() if stage.manifest() is None)
+    needed = sum(prior_bytes(m, sizes) for (m, *_), stage in plan.priors.items() if stage.manifest() is None)
     needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
     needed += sum(reconstruct_bytes(sizes) for fit in plan.reconstructions if fit.stage.manifest() is None)
     needed += sum(sizes.export for v in plan.variants if v.export and v.export.manifest() is None)

@@ -151,9 +151,10 @@ def _difference_metrics(base: str, difference: Mapping[str, Any]) -> dict[str, f
     found |= {f"acc.{name}": difference[key] for name, key in MEANS.items() if difference[key]}
     values = {name: (d["difference"], d["stderr"]) for name, d in found.items()}
     values |= {
-        f"gap_closed.{text}": (d["gap_closed"], d["gap_closed_stderr"])
+        f"{gap}.{text}": (d[gap], d[f"{gap}_stderr"])
         for text, d in difference["nll"].items()
-        if "gap_closed" in d
+        for gap in ("gap_closed", "gap_closed_nats")
+        if gap in d
     }
     metrics = {f"against.{base}.{name}": value for name, (value, _) in values.items()}
     return metrics | {f"against.{base}.{n}_stderr": error for n, (_, error) in values.items() if error is not None}

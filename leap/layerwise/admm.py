@@ -11,10 +11,10 @@ from torch import Tensor
 
 from leap.layerwise.base import LayerResult, Precision, compute_dtype, layer_method
 from leap.layerwise.linalg import damped_cholesky, safe_norm
-from leap.layerwise.selection import Target, select_mask
+from leap.layerwise.selection import Target, keep_largest, prune_count, select_mask
 from leap.layerwise.statistics import InputStatistics
 
-Schedule = Literal["constant", "cubic"]
+Schedule = Literal["native", "constant", "cubic"]
 
 
 @layer_method(needs="gram", changes_weights=True)
@@ -23,7 +23,7 @@ def admm(
     stats: InputStatistics,
     target: Target,
     *,
-    schedule: Schedule = "constant",
+    schedule: Schedule = "native",
     iterations: int = 20,
     mask_iterations: int = 15,
     rho: float = 1.0,
@@ -35,8 +35,9 @@ def admm(
     The score is |V + U| at the last choice of the mask, in units of weight × input norm; dead columns score zero.
 
     Args:
-        schedule: "constant" asks for the final sparsity from the first iteration, as the authors' default unstructured
-            path does; "cubic" for s − s(1 − (t+1)/mask_iterations)³, their paper's gradual pruning.
+        schedule: "constant" asks for the final sparsity from the first iteration; "cubic" for
+            s − s(1 − (t+1)/mask_iterations)³, the paper's gradual pruning. "native" is cubic for N:M, constant
+            otherwise, as in the authors' code over the layer (its code by row is cubic, too).
         iterations: of ADMM in all.
         mask_iterations: how many of them, from the first, choose the mask anew.
         rho: ADMM's penalty.
@@ -44,16 +45,15 @@ def admm(
         precision: dtype of the arithmetic.
 
     Raises:
-        ValueError: a bad option, or the cubic schedule for an N:M target, which has no intermediate sparsities.
+        ValueError: a bad option.
         torch.linalg.LinAlgError: see ``damped_cholesky``.
     """
     if schedule not in get_args(Schedule):
         raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
-    if schedule == "cubic" and target.pattern is not None:
-        raise ValueError("the cubic schedule has no meaning for an N:M target; use schedule='constant'")
     if not 1 <= mask_iterations <= iterations:
         raise ValueError(f"mask_iterations must be in [1, iterations={iterations}], got {mask_iterations}")
     dtype = compute_dtype(precision)
+    gradual = schedule == "cubic" or (schedule == "native" and target.pattern is not None)
     dead = stats.norm == 0
     score = mask = torch.empty(0)
 
@@ -61,17 +61,27 @@ def admm(
         nonlocal score, mask
         if step < mask_iterations:
             score = candidate.abs().masked_fill(dead, 0)
-            at_step = target
-            if schedule == "cubic":
-                left = 1 - (step + 1) / mask_iterations
-                at_step = replace(target, sparsity=target.sparsity * (1 - left**3))
-            mask = select_mask(score, at_step)
+            left = 1 - (step + 1) / mask_iterations if gradual else 0.0
+            mask = _partial_mask(score, target, 1 - left**3)
         return mask
 
     new_weight = admm_iterations(
         weight.to(dtype), stats.gram.to(dtype), choose_mask, iterations=iterations, rho=rho, damping=damping
     )
     return LayerResult(mask, new_weight.to(weight.dtype), score.float())
+
+
+def _partial_mask(score: Tensor, target: Target, share: float) -> Tensor:
+    """Bool [out, in] that prunes ``share`` of what ``target`` does.
+
+    Of N:M groups, the authors' code spares the N best of each and prunes the smallest of all others in the layer.
+    """
+    sparsity = target.sparsity * share
+    if target.pattern is None:
+        return select_mask(score, replace(target, sparsity=sparsity))
+    spared = select_mask(score, target)
+    ranked = score.masked_fill(spared, float("inf")).reshape(1, -1)
+    return keep_largest(ranked, score.numel() - prune_count(sparsity, score.numel())).reshape(score.shape)
 
 
 def admm_iterations(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Scope = Literal["row", "layer"]
+from leap.scopes import LayerScope
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Target:
 
     Attributes:
         sparsity: fraction of zeros, in [0, 1).
-        scope: "row" prunes the same number in every output row, "layer" counts over the whole matrix.
+        scope: "layer" counts over the whole matrix; "row" prunes as many in every output row, or one more, see
+            ``row_counts``. The number over the layer is the same.
         pattern: (n, m) keeps exactly n of every m consecutive columns in each row; ``scope`` then has no effect.
 
     Raises:
@@ -25,14 +28,14 @@ class Target:
     """
 
     sparsity: float
-    scope: Scope = "row"
+    scope: LayerScope = "row"
     pattern: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}")
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {self.scope!r}")
+        if self.scope not in get_args(LayerScope):
+            raise ValueError(f"scope must be one of {', '.join(get_args(LayerScope))}, got {self.scope!r}")
         if self.pattern is not None:
             keep, group = self.pattern
             if not 1 <= keep <= group:
@@ -56,6 +59,15 @@ class Target:
 def prune_count(sparsity: float, size: int) -> int:
     """How many of ``size`` weights a sparsity prunes: the nearest integer, halves to the even one."""
     return round(sparsity * size)
+
+
+def row_counts(sparsity: float, rows: int, columns: int) -> list[int]:
+    """How many of ``columns`` weights each of ``rows`` rows loses, so that the layer loses ``prune_count`` of its own.
+
+    Counts differ by one at most; the larger ones are spread evenly over the rows.
+    """
+    before = [prune_count(sparsity, row * columns) for row in range(rows + 1)]
+    return [after - at for at, after in itertools.pairwise(before)]
 
 
 def keep_largest(score: Tensor, keep: int | Tensor) -> Tensor:
@@ -89,8 +101,8 @@ def keep_largest(score: Tensor, keep: int | Tensor) -> Tensor:
 def select_mask(score: Tensor, target: Target) -> Tensor:
     """The mask that keeps the highest scores and meets ``target`` exactly.
 
-    Unstructured targets prune ``prune_count(sparsity, size)`` weights of each row or of the layer. Equal scores are
-    settled by position: the lowest flat index is kept first.
+    Unstructured targets prune ``prune_count(sparsity, size)`` weights of the layer, by row as ``row_counts`` says.
+    Equal scores are settled by position: the lowest flat index is kept first.
 
     Args:
         score: [out, in], higher = keep.
@@ -106,6 +118,24 @@ def select_mask(score: Tensor, target: Target) -> Tensor:
         target.check_columns(in_features)
         keep, group = target.pattern
         return keep_largest(score.reshape(out_features, -1, group), keep).reshape(score.shape)
-    slices = score.reshape(1, -1) if target.scope == "layer" else score
-    size = slices.shape[-1]
-    return keep_largest(slices, size - prune_count(target.sparsity, size)).reshape(score.shape)
+    if target.scope == "layer":
+        flat = score.reshape(1, -1)
+        return keep_largest(flat, score.numel() - prune_count(target.sparsity, score.numel())).reshape(score.shape)
+    return prune_rows(score, row_counts(target.sparsity, out_features, in_features))
+
+
+def prune_rows(score: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mask [rows, columns] that prunes the ``counts`` smallest scores of each row.
+
+    Raises:
+        ValueError: NaN in the score.
+    """
+    columns = score.shape[1]
+    if len(set(counts)) == 1:
+        return keep_largest(score, columns - counts[0])
+    mask = torch.empty_like(score, dtype=torch.bool)
+    pruned = torch.tensor(counts, device=score.device)
+    for count in sorted(set(counts)):
+        rows = (pruned == count).nonzero().squeeze(1)
+        mask[rows] = keep_largest(score[rows], columns - count)
+    return mask

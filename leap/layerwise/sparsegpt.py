@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leap.layerwise.base import LayerResult, Precision, compute_dtype, layer_method
 from leap.layerwise.linalg import block_bounds, inverse_factor
-from leap.layerwise.selection import Target, keep_largest, prune_count, select_mask
+from leap.layerwise.selection import Target, keep_largest, prune_count, prune_rows, row_counts, select_mask
 from leap.layerwise.statistics import InputStatistics
 
 # Shapes: O output rows, I input columns, B columns of a block, G columns of an N:M group.
@@ -28,7 +28,8 @@ def sparsegpt(
 
     With H = 2XᵀX/tokens, damped, and UᵀU = H⁻¹, the score is the saliency W²/U_jj² at the moment the mask of the block
     (of the group, for N:M) was chosen; dead columns score zero. Each block prunes its share of the target, so that
-    after every block the count over the columns so far is exact, in each row for scope "row".
+    after every block the count over the columns so far is exact, in each row for scope "row". The paper compares over
+    all rows of a block, which is scope "layer" here.
 
     Args:
         block_size: columns whose mask is chosen together; rounded down to whole N:M groups.
@@ -53,7 +54,7 @@ def sparsegpt(
         score_OB, mask_OB = score_OI[:, start:stop], mask_OI[:, start:stop]
         if target.pattern is None:
             score_OB.copy_(w_OB.square() * importance_I[start:stop])
-            mask_OB.copy_(_block_mask(score_OB, target, start))
+            mask_OB.copy_(_block_mask(score_OB, target, start, weight.shape[1]))
         errors_OB = torch.empty_like(w_OB)
         # Column by column because which of the earlier columns were pruned, and so what they add to this one, differs
         # from row to row.
@@ -69,9 +70,17 @@ def sparsegpt(
     return LayerResult(mask_OI, (w_OI * mask_OI).to(weight.dtype), score_OI.float())
 
 
-def _block_mask(score_OB: Tensor, target: Target, start: int) -> Tensor:
+def _block_mask(score_OB: Tensor, target: Target, start: int, columns: int) -> Tensor:
+    """The mask of columns ``start`` … of a layer with ``columns`` in all."""
     rows, width = score_OB.shape
-    scale = rows if target.scope == "layer" else 1
-    pruned = prune_count(target.sparsity, scale * (start + width)) - prune_count(target.sparsity, scale * start)
-    slices = score_OB.reshape(1, -1) if target.scope == "layer" else score_OB
-    return keep_largest(slices, slices.shape[-1] - pruned).reshape(score_OB.shape)
+    stop = start + width
+    if target.scope == "layer":
+        pruned = prune_count(target.sparsity, rows * stop) - prune_count(target.sparsity, rows * start)
+        return keep_largest(score_OB.reshape(1, -1), score_OB.numel() - pruned).reshape(score_OB.shape)
+    of_rows = row_counts(target.sparsity, rows, columns)
+    return prune_rows(score_OB, [_so_far(count, stop, columns) - _so_far(count, start, columns) for count in of_rows])
+
+
+def _so_far(count: int, column: int, columns: int) -> int:
+    """How many of the ``count`` weights that a row loses stand before ``column``."""
+    return prune_count(count / columns, column)

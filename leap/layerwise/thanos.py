@@ -7,7 +7,7 @@ from torch import Tensor
 
 from leap.layerwise.base import LayerResult, Precision, compute_dtype, layer_method
 from leap.layerwise.linalg import block_bounds, damped_cholesky, inverse_factor
-from leap.layerwise.selection import Target, keep_largest, prune_count, select_mask
+from leap.layerwise.selection import Target, keep_largest, prune_count, row_counts, select_mask
 from leap.layerwise.statistics import InputStatistics
 
 # Shapes: O output rows, I input columns, B columns of a block, R columns not yet done (the block first); in a batch of
@@ -49,8 +49,12 @@ def thanos(
     norm_I = stats.norm.to(dtype)
     score_OI = torch.empty_like(w_OI)
     mask_OI = torch.empty_like(w_OI, dtype=torch.bool)
-    slices = 1 if target.scope == "layer" else len(weight)
-    budget = torch.full((slices, 1), prune_count(target.sparsity, weight.numel() // slices), device=weight.device)
+    if target.scope == "layer":
+        budgets = [prune_count(target.sparsity, weight.numel())]
+    else:
+        budgets = row_counts(target.sparsity, *weight.shape)
+    slices = len(budgets)
+    budget = torch.tensor(budgets, device=weight.device)[:, None]
     group = 1 if target.pattern is None else target.pattern[1]
 
     for start, stop in block_bounds(weight.shape[1], block_size, group):

@@ -33,6 +33,7 @@ sys.path[:] = [
 
 from leap.layerwise import METHODS, Target, sweep
 from leap.layerwise.activations import Activations
+from leap.scopes import layer_scope
 from leap.surgery import decoder_blocks
 from pipeline.config import ModelConfig
 from pipeline.models import load_model
@@ -101,7 +102,7 @@ def _sweep(
 ) -> Clock:
     _, stack = decoder_blocks(model)
     layers = sum(isinstance(m, nn.Linear) for block in itertools.islice(stack, blocks) for m in block.modules())
-    target = Target(sparsity, "layer" if method == "magnitude" else "row")
+    target = Target(sparsity, layer_scope(method, "native"))
     needed = None if METHODS[method].needs == "none" else rows
     with Clock() as clock:
         for _ in itertools.islice(sweep(model, needed, method, target, batch_rows=batch_rows), layers):

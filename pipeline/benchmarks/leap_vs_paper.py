@@ -29,8 +29,9 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent),
 ]
 
+from leap.scopes import layer_scope
 from pipeline import models
-from pipeline.config import RunConfig
+from pipeline.config import PriorConfig, RunConfig
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.plan import Plan, make_plan
 from pipeline.reporting.plots.budget import Curve, Panel, budget_figure
@@ -70,7 +71,8 @@ def _curves(run: dict[str, Any], sparsity: float) -> list[Curve]:
         if row["target_sparsity"] != sparsity:
             continue
         settings = run["config"]["learn"][row["method"]]["settings"]
-        start = rows.get(f"{settings['prior']}@{sparsity:g}", {}).get("seconds", 0.0)
+        prior = PriorConfig.row_name(settings["prior"], layer_scope(settings["prior"], settings["prior_scope"]))
+        start = rows.get(f"{prior}@{sparsity:g}", {}).get("seconds", 0.0)
         tokens = settings["batch_rows"] * run["context_length"]
         masks = training["masks"]
         curves.append(

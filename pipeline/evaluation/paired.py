@@ -26,12 +26,19 @@ class PairedDifference(TypedDict):
 
 
 class GapClosed(TypedDict):
-    """How much of what pruning cost ``base`` a variant wins back."""
+    """How much of what pruning cost ``base`` a variant wins back.
+
+    1 where the variant is as good as the dense model, 0 where it is no better than ``base``. In perplexity, large gaps
+    make for large shares; in nats, the logarithm of perplexity, they do not.
+    """
 
     share: float
-    """1 where the variant is as good as the dense model, 0 where it is no better than ``base``."""
+    """Of the gap in perplexity."""
     stderr: float | None
     """None for a single row."""
+    share_nats: float
+    """Of the gap in nats a token."""
+    stderr_nats: float | None
 
 
 def paired_nll(base: Perplexity, variant: Perplexity) -> PairedDifference:
@@ -47,10 +54,10 @@ def paired_nll(base: Perplexity, variant: Perplexity) -> PairedDifference:
 
 
 def gap_closed(dense: Perplexity, base: Perplexity, variant: Perplexity) -> GapClosed | None:
-    """Share (B − V) / (B − D) of the gap between the perplexities of ``base`` and ``dense`` that ``variant`` closes.
+    """Share (B − V) / (B − D) of the gap between ``base`` and ``dense`` that ``variant`` closes, and the same in nats.
 
-    The standard error is that of the linearised share: the nll of row r moves it by
-    (B(1 − share)·b_r − V·v_r + D·share·d_r) / (B − D).
+    The standard errors are those of the linearised shares: the nll of row r moves the one of perplexities B, V, D by
+    (B(1 − share)·b_r − V·v_r + D·share·d_r) / (B − D), and that in nats likewise without the three factors.
 
     Returns:
         None where ``base`` is no worse than the dense model, so that there is no gap.
@@ -60,14 +67,30 @@ def gap_closed(dense: Perplexity, base: Perplexity, variant: Perplexity) -> GapC
     """
     _check_rows(dense, base)
     _check_rows(dense, variant)
-    gap = base["perplexity"] - dense["perplexity"]
-    if gap <= 0:
+    if base["perplexity"] <= dense["perplexity"]:
         return None
-    share = (base["perplexity"] - variant["perplexity"]) / gap
-    weights = (base["perplexity"] * (1 - share), -variant["perplexity"], dense["perplexity"] * share)
-    rows = zip(base["nll_per_row"], variant["nll_per_row"], dense["nll_per_row"], strict=True)
-    _, stderr = mean_and_stderr([[sum(w * x for w, x in zip(weights, row, strict=True)) / gap for row in rows]])
-    return GapClosed(share=share, stderr=stderr)
+    rows = list(zip(base["nll_per_row"], variant["nll_per_row"], dense["nll_per_row"], strict=True))
+    three = (base, variant, dense)
+    share, stderr = _share([scored["perplexity"] for scored in three], [scored["perplexity"] for scored in three], rows)
+    share_nats, stderr_nats = _share([scored["nll"] for scored in three], [1.0, 1.0, 1.0], rows)
+    return GapClosed(share=share, stderr=stderr, share_nats=share_nats, stderr_nats=stderr_nats)
+
+
+def _share(
+    values: Sequence[float], slopes: Sequence[float], rows: Sequence[tuple[float, ...]]
+) -> tuple[float, float | None]:
+    """(B − V) / (B − D) and its standard error.
+
+    Args:
+        values: B, V, D.
+        slopes: of each with respect to its nll.
+        rows: nll of a row with each of the three.
+    """
+    base, variant, dense = values
+    share = (base - variant) / (base - dense)
+    weights = (slopes[0] * (1 - share), -slopes[1], slopes[2] * share)
+    moved = [sum(w * x for w, x in zip(weights, row, strict=True)) / (base - dense) for row in rows]
+    return share, mean_and_stderr([moved])[1]
 
 
 def _check_rows(base: Perplexity, variant: Perplexity) -> None:

@@ -120,6 +120,7 @@ class ZeroModel:
         (loss / microbatches).backward()
         # The first layer's input has no gradient, so no hook of DeepSpeed's tells that the layer is through.
         self.engine.optimizer.partition_all_parameters()
+        self._updater.end()
 
     def _take(self, number: int, parameter: Tensor) -> None:
         grad, parameter.grad = parameter.grad, None

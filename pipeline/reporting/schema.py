@@ -56,6 +56,9 @@ class TextDifference(TypedDict, total=False):
     gap_closed: float
     """Share of the gap in perplexity between the other variant and the dense model; absent where there is none."""
     gap_closed_stderr: float | None
+    gap_closed_nats: float
+    """The same of the gap in nats a token, which does not flatter large gaps."""
+    gap_closed_nats_stderr: float | None
 
 
 class AccuracyDifference(TypedDict, total=False):

@@ -139,7 +139,7 @@ def notes(results: RunResults) -> str:
 
 
 def headline(results: RunResults) -> list[str]:
-    """What was done, then for each sparsity how the best learned mask compares with the best prior."""
+    """What was done, then for each sparsity how the best learned mask compares with the best of the layer-wise."""
     verdicts = [_verdict(results, target, group) for target, group in groups(results)]
     return [_what_was_done(results), *(verdict for verdict in verdicts if verdict)]
 
@@ -193,8 +193,17 @@ def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | 
     assert theirs is not None
     change = ours / theirs - 1
     relation = f"{abs(100 * change):.1f} % {'below' if change < 0 else 'above'}"
-    text += f", {relation} the best prior, {_named(prior)}, at {_ppl(prior, metric)}"
+    text += f", {relation} the best layer-wise method, {_named(prior)}, at {_ppl(prior, metric)}"
+    text += _gap_clause(learned, prior, metric)
     return f"{text}{_accuracy_clause(learned, prior, label(prior))}."
+
+
+def _gap_clause(variant: Variant, base: Variant, metric: str) -> str:
+    found = variant.get("against", {}).get(base.get("name", ""), {}).get("nll", {}).get(metric, {})
+    if "gap_closed" not in found:
+        return ""
+    shares = f"{100 * found['gap_closed']:.0f} % of its gap to the dense model"
+    return f", which is {shares} ({100 * found['gap_closed_nats']:.0f} % in nats)"
 
 
 def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -> str:

@@ -98,11 +98,14 @@ def result_rows(results: RunResults) -> list[dict[str, Any]]:
     return rows
 
 
+_GAPS = ("gap_closed", "gap_closed_stderr", "gap_closed_nats", "gap_closed_nats_stderr")
+
+
 def _difference_cells(prefix: str, found: Difference) -> dict[str, float | None]:
     cells: dict[str, float | None] = {}
     for dataset, nll in found.get("nll", {}).items():
         cells |= {f"{prefix}/nll/{dataset}": nll["difference"], f"{prefix}/nll_stderr/{dataset}": nll["stderr"]}
-        cells |= {f"{prefix}/{key}/{dataset}": nll.get(key) for key in ("gap_closed", "gap_closed_stderr")}  # type: ignore[misc]
+        cells |= {f"{prefix}/{key}/{dataset}": nll.get(key) for key in _GAPS}  # type: ignore[misc]
     if mean := found.get("mean_accuracy"):
         cells |= {f"{prefix}/mean_acc": mean["difference"], f"{prefix}/mean_acc_stderr": mean["stderr"]}
     return cells

@@ -76,7 +76,7 @@ def differences_table(results: RunResults, rows: list[differences.Row], width: i
 def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[Column]:
     quality, tasks = tables.quality_columns(results), tables.task_columns(results)
     cost = tables.cost_columns(results)
-    single = [[column] for column in (*cost, tables.WEIGHTS, tables.ASKED, tables.SCOPE)]
+    single = [[column] for column in (tables.SCOPE, tables.WEIGHTS, *cost, tables.ASKED)]
     left = width - max(len(summary.title(variant)) for variant in variants)
     chosen = []
     # The most telling first; a part of the tasks would only mislead, so it is all of them or none.

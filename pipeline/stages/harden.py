@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from leap.export import Pruned, export, zeros
-from leap.settings import Scope
+from leap.scopes import Scope
 from leap.surgery import prunable_linears
 from pipeline import models
 from pipeline.config import ModelConfig

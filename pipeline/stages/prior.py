@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from leap.harden import exact_hardener
 from leap.layerwise import METHODS, LayerResult, Target, reconstruct_sweep, sweep
 from leap.packed import pack, unpack
-from leap.settings import Scope
+from leap.scopes import LayerScope, Scope
 from leap.surgery import decoder_blocks, linears_by_block, prunable_linears
 from pipeline import models
 from pipeline.config import Method, ModelConfig, PriorConfig
@@ -26,7 +26,7 @@ from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.rows import PackedRows
 from pipeline.storage import StageDir
 
-VERSION = 1
+VERSION = 2
 _INDEX = "index.json"
 
 
@@ -34,16 +34,21 @@ def run(
     stage: StageDir,
     method: Method,
     sparsity: float,
+    scope: LayerScope,
     prior: PriorConfig,
     model: ModelConfig,
     calibration: StageDir,
     seed: int,
 ) -> dict[str, Any]:
-    """Prune the model with one method at one sparsity; scores and masks, one file per decoder block."""
+    """Prune the model with one method at one sparsity; scores and masks, one file per decoder block.
+
+    Args:
+        scope: within what the method compares weights, where there is no pattern.
+    """
     chosen = METHODS[method]
     loaded = _load(model)
     rows = None if chosen.needs == "none" else _rows(calibration, prior, seed)
-    target = Target(sparsity, prior.scope_of(method), prior.pattern)
+    target = Target(sparsity, scope, prior.pattern)
     with stage.work() as (directory, facts):
         results = sweep(
             loaded,
@@ -59,7 +64,7 @@ def run(
         facts |= {
             "method": method,
             "sparsity": sparsity,
-            "scope": prior.scope_name(method),
+            "scope": prior.scope_name(method, scope),
             "changes_weights": chosen.changes_weights,
         }
         facts["rows"] = 0 if rows is None else len(rows)

@@ -124,12 +124,16 @@ def _learn(config: RunConfig) -> str:
 
 def _config(config: RunConfig, learn: str, wanted: Search, sparsity: float) -> RunConfig:
     """The recipe reduced to what trials need: texts, and every prior that one may start from."""
-    prior = wanted.domains.get("prior")
-    methods = list(prior.values) if isinstance(prior, Choice) else [config.learn[learn].settings.prior]
+
+    def values(name: str) -> list[Any]:
+        domain = wanted.domains.get(name)
+        return list(domain.values) if isinstance(domain, Choice) else [getattr(config.learn[learn].settings, name)]
+
+    starts = {"methods": values("prior"), "scope": values("prior_scope")}
     return config.model_copy(
         update={
             "sparsities": config.sparsities if SPARSITY in wanted.domains else [sparsity],
-            "prior": config.prior.model_copy(update={"methods": methods}),
+            "prior": config.prior.model_copy(update=starts),
             "evaluate": EvaluateConfig(batch_rows=config.evaluate.batch_rows),
         }
     )

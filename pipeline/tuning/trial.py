@@ -16,6 +16,7 @@ from ray import tune
 from pipeline.config import RunConfig
 from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.worker import Job
+from pipeline.plan import PriorKey
 from pipeline.stages import learn
 from pipeline.storage import StageDir, fingerprint
 from pipeline.tuning import space
@@ -41,8 +42,8 @@ class Trials:
     """Where the trials and Ray Train's books lie."""
     calibration: StageDir
     heldout: StageDir
-    priors: Mapping[tuple[str, float], StageDir]
-    """By method and sparsity; finished before the search begins."""
+    priors: Mapping[PriorKey, StageDir]
+    """Finished before the search begins."""
     board: Any
     """Actor that takes the events of all trials, see :mod:`pipeline.progress`."""
 
@@ -52,7 +53,7 @@ class Trials:
         config = space.place(self.config, self.learn, settings)
         config = config.model_copy(update={"watch_every": self.watch_every})
         sparsity = values.get(SPARSITY, self.sparsity)
-        prior = self.priors[config.settings.prior, sparsity]
+        prior = self.priors[config.settings.prior, self.config.prior.start_scope(config.settings), sparsity]
         key = fingerprint(
             learn.VERSION, config, sparsity, self.config.seed, prior.key, self.calibration.key, self.heldout.key
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from leap.layerwise import METHODS, InputStatistics, Target, reconstruct, reconstruct_admm
+from leap.layerwise.selection import row_counts
 
 ROWS, COLUMNS, TOKENS = 7, 24, 60
 TARGETS = {
@@ -61,7 +62,8 @@ def naive_mask(score: np.ndarray, target: Target) -> np.ndarray:
         return np.hstack([[smallest_pruned(row, m - n) for row in score[:, i : i + m]] for i in starts])
     if target.scope == "layer":
         return smallest_pruned(score, round(target.sparsity * score.size))
-    return np.array([smallest_pruned(row, round(target.sparsity * row.size)) for row in score])
+    counts = row_counts(target.sparsity, *score.shape)
+    return np.array([smallest_pruned(row, count) for row, count in zip(score, counts, strict=True)])
 
 
 def damped(matrix: np.ndarray, damping: float) -> np.ndarray:
@@ -91,8 +93,11 @@ def test_sparsegpt(problem, target, block):
     u = np.linalg.cholesky(np.linalg.inv(damped(2 * problem.gram / TOKENS, 0.01))).T
     w, mask, score = problem.w.copy(), np.ones((ROWS, COLUMNS), bool), np.zeros((ROWS, COLUMNS))
 
-    def count_to(column, rows):
-        return round(target.sparsity * (rows * column))
+    def count_to(column):
+        return round(target.sparsity * (ROWS * column))
+
+    def counts_to(column):
+        return [round(count / COLUMNS * column) for count in row_counts(target.sparsity, ROWS, COLUMNS)]
 
     for j in range(COLUMNS):
         if target.pattern and j % group == 0:
@@ -104,9 +109,10 @@ def test_sparsegpt(problem, target, block):
             now = slice(j, stop)
             score[:, now] = w[:, now] ** 2 / np.diag(u)[now] ** 2
             if target.scope == "layer":
-                mask[:, now] = smallest_pruned(score[:, now], count_to(stop, ROWS) - count_to(j, ROWS))
+                mask[:, now] = smallest_pruned(score[:, now], count_to(stop) - count_to(j))
             else:
-                mask[:, now] = [smallest_pruned(row, count_to(stop, 1) - count_to(j, 1)) for row in score[:, now]]
+                now_and_before = zip(score[:, now], counts_to(stop), counts_to(j), strict=True)
+                mask[:, now] = [smallest_pruned(row, after - before) for row, after, before in now_and_before]
         for i in range(ROWS):
             if not mask[i, j]:
                 w[i, j:] -= w[i, j] / u[j, j] * u[j, j:]
@@ -123,7 +129,7 @@ def test_thanos(problem, target, block):
     h = damped(2 * problem.gram / TOKENS, 0.01)
     w, mask, score = problem.w.copy(), np.ones((ROWS, COLUMNS), bool), np.zeros((ROWS, COLUMNS))
     layer_budget = round(target.sparsity * w.size)
-    row_budgets = [round(target.sparsity * COLUMNS)] * ROWS
+    row_budgets = row_counts(target.sparsity, ROWS, COLUMNS)
     for j in range(0, COLUMNS, block):
         now = slice(j, min(j + block, COLUMNS))
         width = now.stop - j
@@ -146,12 +152,17 @@ def test_thanos(problem, target, block):
     check(result, mask, w, score)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cubic"])
+def gradual_mask(score: np.ndarray, target: Target, share: float) -> np.ndarray:
+    """Of N:M groups the best are spared, and the smallest of the others in the layer go."""
+    if not target.pattern:
+        return naive_mask(score, Target(target.sparsity * share, target.scope))
+    spared = naive_mask(score, target)
+    return smallest_pruned(np.where(spared, np.inf, score), round(target.sparsity * share * score.size))
+
+
+@pytest.mark.parametrize("schedule", ["native", "constant", "cubic"])
 def test_admm(problem, target, schedule):
-    if schedule == "cubic" and target.pattern:
-        with pytest.raises(ValueError, match="no meaning for an N:M target"):
-            METHODS["admm"](problem.weight, problem.stats, target, schedule=schedule)
-        return
+    gradual = schedule == "cubic" or (schedule == "native" and target.pattern is not None)
     result = METHODS["admm"](problem.weight, problem.stats, target, schedule=schedule, precision="float64")
 
     n = np.sqrt(np.diag(problem.gram))
@@ -162,39 +173,59 @@ def test_admm(problem, target, schedule):
     for t in range(20):
         if t < 15:
             score = np.abs(v + u).T
-            s = target.sparsity * (1 - (1 - (t + 1) / 15) ** 3) if schedule == "cubic" else target.sparsity
-            mask = naive_mask(score, Target(s, target.scope) if schedule == "cubic" else target)
+            mask = gradual_mask(score, target, 1 - (1 - (t + 1) / 15) ** 3 if gradual else 1)
         z = (v + u) * mask.T
         u = u + v - z
         v = np.linalg.solve(a + np.eye(COLUMNS), b + (z - u))
     check(result, mask, ((v + u) * mask.T).T / n, score)
 
 
-def test_alps(problem, target):
+@pytest.mark.parametrize("first_rho", [0.1, 300.0])
+def test_alps(problem, target, first_rho):
     result = METHODS["alps"](
-        problem.weight, problem.stats, target, cg_iterations=500, cg_tolerance=1e-13, precision="float64"
+        problem.weight,
+        problem.stats,
+        target,
+        rho=first_rho,
+        cg_iterations=500,
+        cg_tolerance=1e-13,
+        precision="float64",
     )
 
-    n = np.sqrt(np.diag(problem.gram))
-    a = damped(problem.gram / np.outer(n, n), 0.01)
+    h = damped(problem.gram, 0.01)
+    n = np.sqrt(np.diag(h))
+    a = h / np.outer(n, n)
     w = (problem.w * n).T
-    d, v, rho = w, np.zeros_like(w), 0.1
-    supports = [np.ones((ROWS, COLUMNS), bool)]
+    before = naive_mask(np.abs(w).T, target)
+    start = w * before.T
+    d, v, rho, moved, restarts = start, np.zeros_like(w), first_rho, False, 0
     for t in range(1, 301):
         b = np.linalg.solve(a + rho * np.eye(COLUMNS), a @ w - v + rho * d)
-        score = np.abs(b + v / rho).T
-        mask = naive_mask(score, target)
+        mask = naive_mask(np.abs(b + v / rho).T, target)
         d = (b + v / rho) * mask.T
         v = v + rho * (b - d)
-        if t % 3 == 0:
-            changed = (mask != supports[-1]).sum() / mask.sum()
-            if changed == 0:
-                break
-            rho *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
-            supports.append(mask)
-    assert 9 < t < 300
-    best = least_squares(w.T, mask, a)
-    check(result, mask, best / n, score)
+        if t % 3:
+            continue
+        flips = (mask != before).sum()
+        before = mask
+        if flips / mask.sum() > 0.005:
+            moved = True
+            rho *= 1.3 if flips / mask.sum() > 0.1 else 1.2
+        elif moved and not flips:
+            break
+        elif moved:
+            rho *= 1.1
+        else:
+            rho /= 5
+            if flips:
+                d, v, restarts = start, np.zeros_like(w), restarts + 1
+        if t > 30 and flips / mask.sum() < 0.0003:
+            break
+    assert 6 <= t < 300
+    assert first_rho == 0.1 or rho < 300, "too large a first penalty is mended"
+    score = np.abs(b).T
+    mask = naive_mask(score, target)
+    check(result, mask, least_squares(w.T, mask, a) / n, score)
 
 
 def least_squares(w: np.ndarray, mask: np.ndarray, h: np.ndarray) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leap.layerwise import Target, prune_count, select_mask
-from leap.layerwise.selection import keep_largest
+from leap.layerwise import METHODS, Target, prune_count, select_mask
+from leap.layerwise.selection import keep_largest, row_counts
+from leap.scopes import NATIVE, layer_scope, scope_name
 
 targets = st.one_of(
     st.builds(Target, st.floats(0, 0.999), st.sampled_from(["row", "layer"])),
@@ -63,12 +66,29 @@ def test_masks_are_exact_and_keep_the_lowest_index_among_ties(target, rows, grou
     if target.pattern:
         slices, keep = (rows * groups, target.pattern[1]), target.pattern[0]
     elif target.scope == "row":
-        slices, keep = (rows, columns), columns - round(target.sparsity * columns)
+        slices, keep = (rows, columns), None
+        assert int((~mask).sum()) == round(target.sparsity * rows * columns)
+        assert int(mask.sum(1).max() - mask.sum(1).min()) <= 1
     else:
         slices, keep = (1, rows * columns), rows * columns - round(target.sparsity * rows * columns)
     for scores, kept in zip(score.reshape(slices).tolist(), mask.reshape(slices).tolist(), strict=True):
         best_first = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-        assert [i for i, k in enumerate(kept) if k] == sorted(best_first[:keep])
+        chosen = best_first[: sum(kept) if keep is None else keep]
+        assert [i for i, k in enumerate(kept) if k] == sorted(chosen)
+
+
+@settings(deadline=None, max_examples=200)
+@given(sparsity=st.floats(0, 0.9999), rows=st.integers(1, 300), columns=st.integers(1, 5000))
+def test_rows_lose_together_what_the_layer_should(sparsity, rows, columns):
+    counts = row_counts(sparsity, rows, columns)
+    assert len(counts) == rows
+    assert sum(counts) == prune_count(sparsity, rows * columns)
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) >= 0
+    assert max(counts) <= columns
+    # Spread evenly: no part of the rows is off by a weight or more from its share.
+    for row, lost in enumerate(itertools.accumulate(counts), start=1):
+        assert abs(lost - sparsity * row * columns) <= 0.5 + 1e-6
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,3 +106,14 @@ def test_infinite_scores_have_an_order_and_nan_is_refused():
     assert select_mask(score, Target(0.5)).tolist() == [[True, False, False, True]]
     with pytest.raises(ValueError, match="NaN"):
         select_mask(torch.tensor([[1.0, float("nan")]]), Target(0.5))
+
+
+def test_every_method_has_the_scope_of_its_authors():
+    assert NATIVE.keys() == METHODS.keys()
+    assert {m: layer_scope(m, "native") for m in NATIVE} == NATIVE
+    assert {m for m, scope in NATIVE.items() if scope == "row"} == {"wanda", "optima"}
+    assert [layer_scope("admm", scope) for scope in ("native", "row", "layer")] == ["layer", "row", "layer"]
+    assert [layer_scope("wanda", scope) for scope in ("native", "row", "layer")] == ["row", "row", "layer"]
+    assert [layer_scope("magnitude", scope) for scope in ("native", "row", "layer")] == ["layer"] * 3
+    assert [scope_name("sparsegpt", scope) for scope in ("row", "layer")] == ["row", "block"]
+    assert scope_name("thanos", "layer") == "layer"

@@ -42,6 +42,7 @@ def test_the_published_settings_are_those_of_the_paper():
     settings = LearnSettings.published()
     assert (settings.steps, settings.batch_rows, settings.noise, settings.distillation) == (2000, 256, True, 0)
     assert (settings.prior, settings.prior_grading, settings.matrix_rate) == ("wanda", "sign", 0)
+    assert (settings.prior_scope, settings.clip) == ("row", 1)
     assert (settings.scale.start, settings.scale.end) == (25, 350)
     assert (settings.temperature.start, settings.temperature.end) == (4, 0.05)
     assert (settings.density.kind, settings.density.weight, settings.weight_reward) == ("penalty", 7, 10)
@@ -61,6 +62,7 @@ def test_the_published_settings_owe_nothing_to_the_defaults():
     same = {f.name for f in fields(LearnSettings) if getattr(defaults, f.name) == getattr(published, f.name)}
     assert same == {
         "microbatch_rows",
+        "prior_scope",
         "weights",
         "optimiser",
         "warmup_steps",

@@ -17,7 +17,7 @@ from leap.optimisers import Updater
 from leap.settings import LearnSettings
 
 NAMES = ("adam", "adam8bit", "adam8bit-bf16")
-BASE = LearnSettings.published(steps=100)
+BASE = LearnSettings.published(steps=100, clip=0.0)
 UNIT = 0.1 / math.sqrt(0.05 * (1 - 0.81 / 0.95)) / 31
 
 
@@ -248,3 +248,62 @@ def test_a_matrix_in_slices_moves_as_one():
             worker.begin(step, rate, 0, 1)
             worker.take(0, logits, grad[own], own.start or 0)
     assert torch.equal(torch.cat(parts), expected)
+
+
+def clipped64(grads: dict[int, list[torch.Tensor]], clip: float) -> tuple[dict[int, list[torch.Tensor]], list[bool]]:
+    """Gradients of each step by layer, all together at most ``clip`` long; and where they were longer."""
+    scaled: dict[int, list[torch.Tensor]] = {layer: [] for layer in grads}
+    longer = []
+    for of_step in zip(*grads.values(), strict=True):
+        length = math.sqrt(sum(float(g.double().square().sum()) for g in of_step))
+        longer.append(length > clip)
+        for layer, grad in zip(grads, of_step, strict=True):
+            scaled[layer].append(grad.double() * min(1.0, clip / (length + 1e-6)))
+    return scaled, longer
+
+
+@pytest.mark.parametrize("name", ["adam", "adam8bit"])
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_gradient_of_all_layers_together_is_clipped(name, microbatches):
+    counts, rate, steps = {0: 300, 1: 50, 5: 700}, 0.01, 8
+    grads = {layer: grads_of(count, steps, seed=layer) for layer, count in counts.items()}
+    for layer in grads:
+        grads[layer][3] = grads[layer][3] * 100
+    first = {layer: torch.randn(count) for layer, count in counts.items()}
+    scaled, longer = clipped64(grads, 20.0)
+    assert True in longer
+    assert False in longer
+    up, plain = updater(name, clip=20.0), updater(name)
+    logits, expected = ({n: p.clone() for n, p in first.items()} for _ in range(2))
+    for step in range(steps):
+        for microbatch in range(microbatches):
+            up.begin(step, rate, microbatch, microbatches)
+            before = {layer: values.clone() for layer, values in logits.items()}
+            for layer in counts:
+                up.take(layer, logits[layer], grads[layer][step] / microbatches)
+            assert all(torch.equal(before[n], logits[n]) for n in counts), "none moves before all have come"
+            up.end()
+        plain.begin(step, rate, 0, 1)
+        for layer in counts:
+            plain.take(layer, expected[layer], scaled[layer][step].float())
+    for layer in counts:
+        torch.testing.assert_close(logits[layer], expected[layer], rtol=1e-4, atol=2 * rate * UNIT)
+
+
+def test_slices_on_several_workers_are_clipped_by_the_length_of_the_whole():
+    cut, rate = 400, 0.01
+    grads, first = [100 * g for g in grads_of(1000, 4)], torch.randn(1000)
+    whole, expected = updater("adam", clip=1.0), first.clone()
+    for step, grad in enumerate(grads):
+        whole.begin(step, rate, 0, 1)
+        whole.take(0, expected, grad.clone())
+        whole.end()
+    for own in (slice(None, cut), slice(cut, None)):
+        squares = iter([grad.double().square().sum() for grad in grads])
+        worker = Updater(replace(BASE, optimiser="adam", seed=3, clip=1.0), lambda _, s=squares: next(s))
+        logits = first[own].clone()
+        for step, grad in enumerate(grads):
+            worker.begin(step, rate, 0, 1)
+            worker.take(0, logits, grad[own].clone(), own.start or 0)
+            worker.end()
+        torch.testing.assert_close(logits, expected[own], rtol=1e-6, atol=1e-7)

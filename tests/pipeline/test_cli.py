@@ -494,7 +494,7 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
     assert not list(tmp_path.iterdir())
 
     plan = pipeline.main.make_plan(recipe.load(arguments[2], arguments[3:]))
-    with plan.priors["wanda", 0.5].work():
+    with plan.priors["wanda", "row", 0.5].work():
         pass
     with plan.measurements[0].stage.work():
         pass

@@ -40,7 +40,7 @@ def test_fields_show_type_limits_and_the_default_of_their_place() -> None:
     assert fields["data.context_length"].type == "int > 1"
     assert fields["sparsities"].type == "list of float ≥ 0 < 1"
     assert fields["evaluate.batch_size"].type == "int > 0 | auto"
-    assert fields["prior.scope"].type == "row | layer"
+    assert fields["prior.scope"].type == "native | row | layer | list of native | row | layer"
     assert fields["evaluate.cloze"].type == f"{SECTION} | none"
     assert fields["data.calibration.share"].default == (76, 88)
     assert fields["data.heldout.share"].default == (88, 92)

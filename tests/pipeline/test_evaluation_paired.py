@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import pytest
 
@@ -83,11 +84,21 @@ def test_the_share_of_a_gap_and_its_error():
     # Infinitesimal jackknife: the derivative by a row's weight is a quarter of the row's deviation from the mean.
     slopes = [(share_with(row, 1e-5) - share_with(row, -1e-5)) / 2e-5 for row in range(4)]
     assert found["stderr"] == pytest.approx(math.sqrt(sum((4 * d) ** 2 for d in slopes) / 3 / 4), rel=1e-4)
+    means = {name: sum(values) / 4 for name, values in nll.items()}
+    share_nats = (means["base"] - means["variant"]) / (means["base"] - means["dense"])
+    assert found["share_nats"] == pytest.approx(share_nats)
+    moved = [
+        (b * (1 - share_nats) - v + d * share_nats) / (means["base"] - means["dense"])
+        for b, v, d in zip(nll["base"], nll["variant"], nll["dense"], strict=True)
+    ]
+    assert found["stderr_nats"] == pytest.approx(statistics.stdev(moved) / 2)
     # A variant as good as the dense model closes all of it, with certainty; one that is the base itself nothing.
     assert gap_closed(measured["dense"], measured["base"], measured["dense"]) == pytest.approx(
-        {"share": 1, "stderr": 0}
+        {"share": 1, "stderr": 0, "share_nats": 1, "stderr_nats": 0}
     )
-    assert gap_closed(measured["dense"], measured["base"], measured["base"]) == pytest.approx({"share": 0, "stderr": 0})
+    assert gap_closed(measured["dense"], measured["base"], measured["base"]) == pytest.approx(
+        {"share": 0, "stderr": 0, "share_nats": 0, "stderr_nats": 0}
+    )
     assert gap_closed(measured["base"], measured["dense"], measured["variant"]) is None
 
 

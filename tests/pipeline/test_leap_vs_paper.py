@@ -18,7 +18,7 @@ def run() -> dict[str, Any]:
     def row(name: str, method: str, sparsity: float, seconds: float) -> dict[str, Any]:
         return {"name": name, "method": method, "target_sparsity": sparsity, "seconds": seconds}
 
-    settings = {"prior": "admm", "batch_rows": 8}
+    settings = {"prior": "admm", "prior_scope": "native", "batch_rows": 8}
     return {
         "context_length": 16,
         "config": {

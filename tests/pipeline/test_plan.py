@@ -83,7 +83,10 @@ CHANGES: dict[str, list[str]] = {
     "prior.methods=[wanda, magnitude]": [],
     "prior.methods=[magnitude, wanda, admm]": ["*/admm@*"],
     "prior.rows=8": WANDA + LEAP,
-    "prior.scope=layer": WANDA + LEAP,
+    "prior.scope=layer": ["*/wanda-layer*"],  # not where learning starts
+    "prior.scope=row": [],
+    "prior.scope=[row, layer]": ["*/wanda-layer*"],
+    "learn.leap.settings.prior_scope=layer": ["prior/wanda-layer*", *LEAP],
     "prior.pattern=[1, 2]": ["*/magnitude@*", *WANDA, *LEAP],
     "prior.options={wanda: {any: 1}}": WANDA + LEAP,
     "prior.options={admm: {schedule: cubic}}": [],
@@ -293,14 +296,16 @@ def test_the_export_is_as_large_as_announced(tiny: Path) -> None:
 
 
 def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) -> None:
-    config = recipe.load(str(tiny / "tiny.yaml"))
+    config = recipe.load(str(tiny / "tiny.yaml"), ["learn.leap.settings.clip=0"])
     sizes = measure(config)
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
     memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
     assert memory_one["mask logits and adam8bit"] == 6 * sizes.prunable
-    assert memory_one["gradient summed over micro-batches"] == 4 * sizes.prunable
-    assert memory_four["gradient summed over micro-batches"] == 0  # four micro-batches in all
+    assert memory_one["gradient held to the end of a step"] == 4 * sizes.prunable
+    assert memory_four["gradient held to the end of a step"] == 0  # four micro-batches in all
+    clipped = recipe.load(str(tiny / "tiny.yaml"), ["learn.leap.workers=4"]).learn["leap"]
+    assert estimate.worker_memory(config, clipped, sizes)["gradient held to the end of a step"] == sizes.prunable
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
     seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
@@ -334,7 +339,7 @@ def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base:
     plan = plan_of(tiny, [*several, "learn.leap.nested=true", "reconstruct=[leap]"])
     (work,) = plan.learns
     assert (work.stage.name, work.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
-    assert work.prior == plan.priors["wanda", 0.7], "the highest"
+    assert work.prior == plan.priors["wanda", "row", 0.7], "the highest"
     rows = {v.name: v.made_by for v in plan.variants}
     assert all(rows[f"leap@{s:g}"] == work.stage for s in (0.5, 0.6, 0.7))
     assert {fit.sparsity: fit.stage for fit in plan.reconstructions} == {
@@ -370,7 +375,7 @@ def test_a_mask_over_new_weights_is_exported_with_its_priors(tiny: Path, base: l
     over = ["learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior"]
     plan = plan_of(tiny, [*base, *over])
     variant = next(v for v in plan.variants if v.method == "leap")
-    assert variant.weights == plan.priors["admm", 0.5]
+    assert variant.weights == plan.priors["admm", "row", 0.5]
     assert next(v for v in plan_of(tiny, base).variants if v.method == "leap").weights is None
     with pytest.raises(UserError, match="learned over weights that its prior has fitted"):
         plan_of(tiny, [*base, *over, "reconstruct=[leap]"])

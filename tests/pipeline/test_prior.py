@@ -33,7 +33,7 @@ def _prune(tmp_path: Path, tiny: Path, calibration: StageDir, method: str, **set
     config = PriorConfig(rows=16, **settings)
     stage = StageDir(str(tmp_path), "prior", method, str(abs(hash(str(settings)))))
     model = ModelConfig(source=str(tiny / "model"))
-    facts = prior.run(stage, method, 0.5, config, model, calibration, 0)
+    facts = prior.run(stage, method, 0.5, config.scopes_of(method)[0], config, model, calibration, 0)
     artifact = prior.PriorArtifact(stage.path())
     layers = {name: artifact.layer(name) for name in prunable_linears(load_model(model))}
     return {"facts": facts, "masks": {name: mask for name, (mask, _) in layers.items()}}
@@ -82,7 +82,9 @@ def test_one_decoder_block_is_held_at_a_time(
 
     monkeypatch.setattr(prior, "sweep", watched)
     model = ModelConfig(source=str(tiny / "model"), dtype="bfloat16")  # not the type of its file
-    prior.run(StageDir(str(tmp_path), "prior", "wanda", "1"), "wanda", 0.5, PriorConfig(rows=16), model, calibration, 0)
+    prior.run(
+        StageDir(str(tmp_path), "prior", "wanda", "1"), "wanda", 0.5, "row", PriorConfig(rows=16), model, calibration, 0
+    )
     first, last = held[0][1], held[-1][1]
     assert first == ["torch.bfloat16", "torch.float32"], "the second is still the mapped file's"
     assert last == ["gone", "torch.bfloat16"]
@@ -93,7 +95,7 @@ def test_new_weights_are_the_priors_where_it_keeps_and_dense_elsewhere(
 ) -> None:
     model = ModelConfig(source=str(tiny / "model"))
     stage = StageDir(str(tmp_path), "prior", "admm", "0")
-    prior.run(stage, "admm", 0.5, PriorConfig(rows=16), model, calibration, 0)
+    prior.run(stage, "admm", 0.5, "row", PriorConfig(rows=16), model, calibration, 0)
     artifact = prior.PriorArtifact(stage.path())
     for name, linear in prunable_linears(load_model(model)).items():
         mask, weight = artifact.layer(name)[0], artifact.weight(name)

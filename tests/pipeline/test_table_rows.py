@@ -99,6 +99,8 @@ def test_differences_are_paired(made: Any) -> None:
     assert against["nll"]["text"]["stderr"] == pytest.approx(0, abs=1e-12)
     dense, base, variant = (math.exp(x) for x in (1.1, 2.1, 1.6))
     assert against["nll"]["text"]["gap_closed"] == pytest.approx((base - variant) / (base - dense))
+    nats = [math.log(ppl) for ppl in (base, variant, dense)]
+    assert against["nll"]["text"]["gap_closed_nats"] == pytest.approx((nats[0] - nats[1]) / (nats[0] - nats[2]))
     differences = [0, 1, 0, 0, 0, 1, -1, 0]
     assert against["tasks"]["easy"]["difference"] == pytest.approx(1 / 8)
     assert against["tasks"]["easy"]["stderr"] == pytest.approx(stdev(differences) / math.sqrt(8))
@@ -123,6 +125,7 @@ def test_the_tracker_gets_them(made: Any) -> None:
     against = rows["leap@0.5"]["against"]["wanda@0.5"]
     assert metrics["against.wanda.nll.text"] == against["nll"]["text"]["difference"]
     assert metrics["against.wanda.gap_closed.text"] == against["nll"]["text"]["gap_closed"]
+    assert metrics["against.wanda.gap_closed_nats.text"] == against["nll"]["text"]["gap_closed_nats"]
     assert metrics["against.admm.acc.mean_stderr"] == rows["leap@0.5"]["against"]["admm@0.5"]["mean_accuracy"]["stderr"]
     assert metrics["seeds_stdev.nll.text"] == rows["leap@0.5"]["spread"]["nll"]["text"]
     assert metrics["acc.mean_above_chance"] == 5 / 8
