@@ -65,10 +65,11 @@ def traced_product(x: Tensor, weight: BMP128 | IDX8, bias: Tensor | None) -> Ten
     operators = torch.ops.leap_kernels
     rows, columns = weight.shape
     gradient = torch.is_grad_enabled() and x.requires_grad
+    y: Tensor
     if isinstance(weight, IDX8):
         parts = (weight.start, weight.base, weight.index, weight.vals, rows, columns)
-        return linear(x, operators.unpack_idx8(*parts), bias) if gradient else operators.linear_idx8(x, bias, *parts)
+        y = linear(x, operators.unpack_idx8(*parts), bias) if gradient else operators.linear_idx8(x, bias, *parts)
+        return y
     tensors = (weight.bits, weight.off, weight.vals, weight.row_base, rows, columns)
-    if gradient:
-        return linear(x, operators.unpack_bmp128(*tensors), bias)
-    return operators.linear_bmp128(x, bias, *tensors)
+    y = linear(x, operators.unpack_bmp128(*tensors), bias) if gradient else operators.linear_bmp128(x, bias, *tensors)
+    return y

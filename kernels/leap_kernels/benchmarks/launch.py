@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from leap_kernels import SparseLinear, dispatch, gemv_bitmap_triton, gemv_idx8_triton, pack, product
+from leap_kernels import SparseLinear, dispatch, gemv_bitmap_cpu, gemv_bitmap_triton, gemv_idx8_triton, pack, product
 from leap_kernels.idx8 import from_bmp128
 
 
@@ -41,7 +41,7 @@ def no_driver() -> Iterator[None]:
     driver = SimpleNamespace(active=SimpleNamespace(get_current_stream=lambda _: 0))
     with (
         patch.object(product, "choose_op", choose_op),
-        patch.object(product.gemv_bitmap_cpu, "native_library", lambda: None),
+        patch.object(gemv_bitmap_cpu, "native_library", lambda: None),
         patch.object(gemv_idx8_triton._launch, "kernel", _Kernel()),
         patch.object(gemv_bitmap_triton._launch, "kernel", _Kernel()),
         patch("leap_kernels.triton_launch.driver", driver),
