@@ -33,6 +33,9 @@ RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')"
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 
+# Nodes that read Python from a shared file system for the first time need more than the 30 seconds that it waits else.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
+
 # symmetric-run starts Ray on every node, the command on the first, and takes Ray down when that ends. srun runs in the
 # background: bash would keep a signal until a command in the foreground is through.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
