@@ -7,10 +7,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, sentences
+from transformers import AutoModelForCausalLM
 
+import leap
 from pipeline import recipe, run
 
 #: Pages that say what to type now; the log says what was typed then.
@@ -66,6 +69,25 @@ def test_a_command_of_the_documentation_can_be_typed(page: str, command: str) ->
             recipe.load(arguments.recipe, arguments.overrides)
         if "space" in arguments:
             assert (ROOT / "tune_spaces" / f"{arguments.space}.yaml").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_of_the_documentation_runs(
+    page: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, on a tiny model and with two steps of learning."""
+    few = leap.LearnSettings(steps=2, batch_rows=2)
+    monkeypatch.setattr(leap.LearnSettings, "for_rows", lambda *_: few)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"name": str(tiny / "model"), "text": sentences(1, 2500)}
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    capsys.readouterr()
+    assert len(names["tokens"][0]) > 4
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    zero, total = leap.zeros(pruned)
+    assert zero == total // 2
 
 
 def test_the_readme_is_short() -> None:
