@@ -8,7 +8,7 @@ The steps are those of the pipeline: a layer-wise prior, masks learned on frozen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,16 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from leap.bernoulli import BernoulliGate
+from leap.engine import LocalEngine
 from leap.export import apply_masks, export, zeros
 from leap.harden import exact_hardener
 from leap.hidden import with_hidden_states
 from leap.layerwise import LayerResult, Target, sweep
-from leap.learner import MaskLearner, weight_norms
+from leap.learner import MaskLearner
+from leap.loop import Rows, learn
 from leap.masked_linear import masks_installed
-from leap.optimisers import Updater, logit_optimiser
+from leap.optimisers import Updater
 from leap.packed import pack, unpack
-from leap.schedules import warmup_then_cosine
 from leap.scopes import layer_scope
 from leap.settings import LearnSettings
 from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
@@ -124,7 +125,8 @@ def prune(
     if settings is None:
         settings = LearnSettings.for_rows(len(rows), blocks.prunable)
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
-    gate, dtype = BernoulliGate(settings), logit_optimiser(settings).dtype
+    gate, updater = BernoulliGate(settings), Updater(settings)
+    dtype = updater.optimiser.dtype
     was_training = model.training
     model.eval()  # no dropout: the noise of the masks is the only one
     try:
@@ -141,18 +143,18 @@ def prune(
             for name, layer in layers.items():
                 over = nn.Parameter(new_weights[name], requires_grad=False) if name in new_weights else None
                 layer.provide(first_logits.pop(name), over)
-            learner = MaskLearner(
+            engine = LocalEngine(
                 lambda batch: model(input_ids=batch, use_cache=False).logits,
                 state,
-                weight_norms(layers),
-                settings,
-                [1 - sparsity],
-                hidden_forward=partial(with_hidden_states, model),
+                layers,
+                updater,
+                partial(with_hidden_states, model),
             )
-            logits = [layer.logits for layer in layers.values()]
-            history = _learn(learner, logits, rows, on_step)
-            hardener = exact_hardener(lambda: logits, sparsity, settings.scope)
-            batches = list(_microbatches(rows, settings, settings.steps - 1))
+            learner, take = MaskLearner(engine, settings, [1 - sparsity]), _in_turn(rows)
+            history = _learn(learner, take, on_step)
+            hardener = exact_hardener(engine.local_logits, sparsity, settings.scope)
+            last = range((settings.steps - 1) * settings.batch_rows, settings.steps * settings.batch_rows)
+            batches = [take(first, settings.microbatch_rows) for first in last[:: settings.microbatch_rows]]
             losses = learner.mask_losses(batches, settings.steps - 1, hardener)
             history[-1] |= {f"mask_loss.{mode}": loss for mode, loss in losses.items()}
             masks = {name: pack(hardener.mask(n, layer.logits)) for n, (name, layer) in enumerate(layers.items())}
@@ -206,38 +208,24 @@ def _prior(
         yield from of_block
 
 
-def _microbatches(rows: Tensor, settings: LearnSettings, step: int) -> Iterable[Tensor]:
-    """The micro-batches of ``step``: consecutive rows, counted modulo the number of rows."""
-    first = step * settings.batch_rows
-    order = torch.arange(first, first + settings.batch_rows, device=rows.device) % len(rows)
-    return (rows[part] for part in order.split(settings.microbatch_rows))
+def _in_turn(rows: Tensor) -> Rows:
+    """Consecutive rows, counted modulo the number of ``rows``."""
+    return lambda first, count: rows[torch.arange(first, first + count, device=rows.device) % len(rows)]
 
 
 def _learn(
-    learner: MaskLearner,
-    logits: list[nn.Parameter],
-    rows: Tensor,
-    on_step: Callable[[dict[str, float]], None] | None,
+    learner: MaskLearner, rows: Rows, on_step: Callable[[dict[str, float]], None] | None
 ) -> list[dict[str, float]]:
-    """Optimise the logits; returns the metrics of all steps."""
-    s = learner.settings
-    updater = Updater(s)
-    updater.attach(logits)
-    history = []
-    with transformers_logging.tqdm(total=s.steps, desc="learning masks", unit="step") as bar:
-        for step in range(s.steps):
-            rate = s.learning_rate * warmup_then_cosine(step, s.steps, s.warmup_steps, s.final_rate)
-            metrics: dict[str, float] = {}
-            for number, batch in enumerate(_microbatches(rows, s, step)):
-                loss = learner.loss(batch, step, number)
-                updater.begin(step, rate, number, s.microbatches)
-                if number == s.microbatches - 1:  # its backward pass moves the logits: not after a loss of NaN
-                    metrics = learner.finish_step(step) | {"step": step, "learning_rate": rate}
-                (loss / s.microbatches).backward()
-                updater.end()
+    """Optimise the logits under a progress bar; returns the metrics of all steps."""
+    history: list[dict[str, float]] = []
+    with transformers_logging.tqdm(total=learner.settings.steps, desc="learning masks", unit="step") as bar:
+
+        def after_step(metrics: dict[str, float]) -> None:
             history.append(metrics)
             bar.update()
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", density=f"{metrics['density']:.4f}")
             if on_step is not None:
                 on_step(metrics)
+
+        learn(learner, rows, after_step)
     return history

@@ -1,7 +1,7 @@
 """The objective of mask learning and what has to be done around each optimiser step.
 
-The learner knows nothing of how gradients are computed, reduced or applied: a plain loop (:mod:`leap.api`) and the
-DeepSpeed worker of the pipeline drive the same object.
+The learner knows nothing of how gradients are computed, reduced or applied: that is the business of its engine
+(:mod:`leap.engine`), and of the loop that drives both (:mod:`leap.loop`).
 
     total = (1 − d)·CE + d·KL(dense ‖ masked) + h·(distance of hidden states) + density term
             − λ2·(1 − t/T)·Σ‖M⊙W‖_F / Σ‖W‖_F
@@ -17,17 +17,17 @@ which integrates over its share of the T steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from leap.gates import Draw, GateState, Mode
-from leap.harden import Hardener
+from leap.engine import Engine
+from leap.gates import Draw, Mode
+from leap.harden import Hardener, global_hardener
 from leap.hidden import hidden_divergence
 from leap.losses import output_losses
-from leap.masked_linear import MaskedLinear
 from leap.settings import LearnSettings
 
 
@@ -35,46 +35,19 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class MaskedWeights:
-    """Totals over all masked weights that the objective is relative to."""
-
-    numel: int
-    norm: float
-    """Σ over layers of ‖W‖_F."""
-
-
 class MaskLearner:
     """Losses, metrics and the density controller of one run.
 
     Args:
-        forward: maps rows [R, S] to logits [R, S, V] through the model that ``state`` belongs to.
+        engine: computes with the masked model.
         densities: the shares of weights to keep; with more than one, the logits serve them all.
-        reduce: mean of a float64 tensor over all workers, on the CPU.
-        hidden_forward: the same as ``forward``, and the hidden states [R, S, H] after each block; for distillation on
-            them.
-        cut: the value that a given share of all logits, over all workers, lies above; for several densities.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        state: GateState,
-        weights: MaskedWeights,
-        settings: LearnSettings,
-        densities: Sequence[float],
-        reduce: Callable[[Tensor], Tensor] = lambda t: t,
-        hidden_forward: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]] | None = None,
-        cut: Callable[[float], float] | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, settings: LearnSettings, densities: Sequence[float]) -> None:
         assert densities
-        assert hidden_forward is not None or not settings.hidden_distillation
-        assert len(densities) == 1 or cut is not None
-        self.forward, self.state, self.weights = forward, state, weights
-        self.settings, self.densities, self.reduce = settings, tuple(densities), reduce
+        self.engine, self.settings, self.densities = engine, settings, tuple(densities)
         self.multipliers = [0.0] * len(densities)
         """λ of each density."""
-        self._hidden_forward, self._cut = hidden_forward, cut
         self._offset, self._offset_step = 0.0, -1
         self._names: list[str] = []
         self._sums: Tensor | None = None  # float64, in the order of _names
@@ -96,8 +69,11 @@ class MaskLearner:
 
     def _offset_of(self, step: int) -> float:
         """Where the gates of the step's density open; the logits rest during a step, so it is looked for once."""
-        if self._cut is not None and step != self._offset_step:
-            self._offset, self._offset_step = self._cut(self.densities[self.target(step)]), step
+        if len(self.densities) > 1 and step != self._offset_step:
+            engine, sparsity = self.engine, 1 - self.densities[self.target(step)]
+            cut = global_hardener(engine.local_logits, sparsity, engine.reduce).cut
+            assert cut is not None
+            self._offset, self._offset_step = cut.value, step
         return self._offset
 
     def loss(self, rows: Tensor, step: int, microbatch: int) -> Tensor:
@@ -109,7 +85,8 @@ class MaskLearner:
         Raises:
             RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
         """
-        s, state, target = self.settings, self.state, self.target(step)
+        s, state, weights = self.settings, self.engine.state, self.engine.weights
+        target = self.target(step)
         teacher: Tensor | None = None
         teacher_states: Sequence[Tensor] = ()
         if s.distillation > 0 or s.hidden_distillation > 0:
@@ -118,16 +95,16 @@ class MaskLearner:
                 teacher, teacher_states = self._outputs(rows)
         state.mode, state.draw = "sampled", replace(self.draw(step, microbatch), offset=self._offset_of(step))
         logits, states, sums = self._collect(rows)
-        sampled = sums[:, 0].sum() / self.weights.numel
+        sampled = sums[:, 0].sum() / weights.numel
         # Without noise the mask is no sample of anything: it is its own expectation.
-        expected = sums[:, 2].sum() / self.weights.numel if s.noise else sampled
+        expected = sums[:, 2].sum() / weights.numel if s.noise else sampled
         gap = (sampled if s.density.of == "sampled" else expected) - self.densities[target]
         if s.density.kind == "penalty":
             density_term = s.density.weight * gap.abs()
         else:
             density_term = self.multipliers[target] * gap + s.density.weight / 2 * gap.square()
         # The clamp keeps the slope of the root finite for a layer whose weights are all zero.
-        norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / self.weights.norm
+        norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / weights.norm
         fading = 1 - step / s.steps
 
         lm_loss, divergence = output_losses(logits, rows, teacher if s.distillation > 0 else None)
@@ -146,13 +123,12 @@ class MaskLearner:
     def _outputs(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits [R, S, V], and the hidden states where they are distilled."""
         if self.settings.hidden_distillation > 0:
-            assert self._hidden_forward is not None
-            return self._hidden_forward(rows)
-        return self.forward(rows), ()
+            return self.engine.hidden_forward(rows)
+        return self.engine.forward(rows), ()
 
     def _collect(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor], Tensor]:
         """Outputs of a sampled forward pass and the sums over the masks, float64 [layers, 3]."""
-        state = self.state
+        state = self.engine.state
         state.stats.clear()
         state.collecting = True
         try:
@@ -186,7 +162,7 @@ class MaskLearner:
         """
         s = self.settings
         assert self._sums is not None
-        means = self.reduce(self._sums.cpu() / self._count)
+        means = self._mean(self._sums / self._count)
         metrics = dict(zip(self._names, means.tolist(), strict=True))
         self._sums, self._count = None, 0
         if not math.isfinite(metrics["loss"]):
@@ -208,18 +184,17 @@ class MaskLearner:
         if len(self.densities) > 1:
             assert hardener.cut is not None
             draw = replace(draw, offset=hardener.cut.value)
-        self.state.draw, self.state.harden = draw, hardener
+        state = self.engine.state
+        state.draw, state.harden = draw, hardener
         losses = {}
         modes: tuple[Mode, ...] = ("sampled", "mean", "hard")
         for mode in modes:
-            self.state.mode = mode
-            values = [float(output_losses(self.forward(rows), rows)[0]) for rows in batches]
+            state.mode = mode
+            values = [float(output_losses(self.engine.forward(rows), rows)[0]) for rows in batches]
             losses[mode] = sum(values) / len(values)
-        means = self.reduce(torch.tensor(list(losses.values()), dtype=torch.float64))
+        means = self._mean(torch.tensor(list(losses.values()), dtype=torch.float64))
         return dict(zip(losses, means.tolist(), strict=True))
 
-
-def weight_norms(layers: Mapping[str, MaskedLinear]) -> MaskedWeights:
-    """Totals over ``layers`` whose weights are whole in this process."""
-    norm = sum(float(torch.linalg.vector_norm(layer.masked_weight.detach().float())) for layer in layers.values())
-    return MaskedWeights(sum(layer.weight.numel() for layer in layers.values()), norm)
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean over all processes, on the CPU."""
+        return self.engine.reduce(values) / self.engine.world

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from leap.bernoulli import BernoulliGate
-from leap.learner import MaskLearner, weight_norms
+from leap.engine import LocalEngine
+from leap.learner import MaskLearner
 from leap.losses import output_losses
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater
@@ -70,11 +71,10 @@ def masked_step(
         first = gate.initial(keep, keep.float(), torch.Generator(device).manual_seed(0))
         layer.logits = nn.Parameter(first.to(updater.optimiser.dtype))
     logits = [layer.logits for layer in layers.values()]
-    learner = MaskLearner(
-        lambda r: model(input_ids=r, use_cache=False).logits, state, weight_norms(layers), settings, [0.5]
+    engine = LocalEngine(
+        lambda r: model(input_ids=r, use_cache=False).logits, state, layers, updater if optimiser else None
     )
-    if optimiser:
-        updater.attach(logits)
+    learner = MaskLearner(engine, settings, [0.5])
 
     def step() -> None:
         for number in range(microbatches):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -16,13 +16,14 @@ from torch import Tensor
 from leap.bernoulli import BernoulliGate
 from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError
-from leap.schedules import warmup_then_cosine
+from leap.loop import learn
 from pipeline.config import LearnConfig, ModelConfig
 from pipeline.learning.memory import give_back_large_blocks
 from pipeline.storage import StageDir
 
 if TYPE_CHECKING:
     from pipeline.learning.checkpoint import Checkpoint
+    from pipeline.rows import PackedRows
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Worker:
         from pipeline.stages.prior import PriorArtifact
 
         self.job, self.settings = job, job.learn.settings
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
         self.uri = job.stage.uri_of(FOLDER)
         self.sent: list[Any] = []
         resumed = self._resume()
@@ -93,16 +94,7 @@ class _Worker:
 
         over_prior = self.settings.weights == "prior"
         self.zero = ZeroModel(job.model, job.learn, gate, initial, prior.new_weight if over_prior else None)
-        self.learner = MaskLearner(
-            self.zero.forward,
-            self.zero.state,
-            self.zero.weights,
-            self.settings,
-            [1 - sparsity for sparsity in job.sparsities],
-            self._mean,
-            self.zero.hidden_forward,
-            self._cut if len(job.sparsities) > 1 else None,
-        )
+        self.learner = MaskLearner(self.zero, self.settings, [1 - sparsity for sparsity in job.sparsities])
         self.rows = PackedRows(job.calibration.path(), shuffle=job.own_seed)
         self.heldout = PackedRows(job.heldout.path())
         self.history: list[dict[str, float]] = []
@@ -129,53 +121,38 @@ class _Worker:
         return Checkpoint(self.uri, found[0]) if found[0] and resumed is None else resumed
 
     def run(self) -> None:
-        self._learn()
+        self._began = time.perf_counter()
+        try:
+            learn(self.learner, partial(self._take, self.rows), self._after_step, self.first_step)
+        except NonFiniteLossError as error:  # the same on every rank, and no use to try again
+            self._tell({"error": str(error), "last_checkpoint": self._last_checkpoint()})
         # Events are sent without waiting, and a process that ends takes along what is still under way.
         ray.get(self.sent)
 
-    def _learn(self) -> None:
-        learn, steps = self.job.learn, self.settings.steps
-        for step in range(self.first_step, steps):
-            began = time.perf_counter()
-            factor = warmup_then_cosine(step, steps, self.settings.warmup_steps, self.settings.final_rate)
-            rate = self.settings.learning_rate * factor
-            try:
-                metrics = self._step(step, rate)
-            except NonFiniteLossError as error:  # the same on every rank, and no use to try again
-                self._tell({"error": str(error), "last_checkpoint": self._last_checkpoint()})
-                return
-            metrics |= {"step": step, "learning_rate": rate}
-            metrics["seconds"] = time.perf_counter() - began
-            last = step == steps - 1
-            if step % learn.watch_every == 0 or last:
-                metrics |= {f"mask_loss.{k}": v for k, v in self._watch(step).items()}
-            self.history.append(metrics)
-            self._tell(metrics)
-            if (step + 1) % learn.checkpoint_every == 0 or last:
-                self._save(step + 1)
-            if "mask_loss.hard" in metrics:
-                ray.train.report(metrics)
+    def _take(self, rows: PackedRows, first: int, count: int) -> Tensor:
+        return torch.from_numpy(rows.take(first, count)).to(self.zero.engine.device)
 
-    def _step(self, step: int, rate: float) -> dict[str, float]:
-        s = self.settings
-        per_worker = s.batch_rows // s.microbatch_rows // self.world
-        metrics: dict[str, float] = {}
-        for i in range(per_worker):
-            microbatch = self.rank * per_worker + i
-            rows = self.rows.take(step * s.batch_rows + microbatch * s.microbatch_rows, s.microbatch_rows)
-            loss = self.learner.loss(torch.from_numpy(rows).to(self.zero.engine.device), step, microbatch)
-            if i == per_worker - 1:  # its backward pass moves the logits: not after a loss of NaN
-                metrics = self.learner.finish_step(step)
-            self.zero.backward(loss, step, rate, i, per_worker)
-        return metrics
+    def _after_step(self, metrics: dict[str, float]) -> None:
+        """Watch the masks, tell of the step and write a checkpoint, each when it is due."""
+        learn, step = self.job.learn, int(metrics["step"])
+        metrics["seconds"] = time.perf_counter() - self._began
+        last = step == self.settings.steps - 1
+        if step % learn.watch_every == 0 or last:
+            metrics |= {f"mask_loss.{k}": v for k, v in self._watch(step).items()}
+        self.history.append(metrics)
+        self._tell(metrics)
+        if (step + 1) % learn.checkpoint_every == 0 or last:
+            self._save(step + 1)
+        if "mask_loss.hard" in metrics:
+            ray.train.report(metrics)
+        self._began = time.perf_counter()
 
     def _watch(self, step: int) -> dict[str, float]:
         """Sampled, mean and hard mask on held-out rows. A forward pass is collective: all ranks do as many."""
         size = self.settings.microbatch_rows
-        batches = max(1, self.job.learn.watch_rows // (size * self.world))
-        device = self.zero.engine.device
+        batches = max(1, self.job.learn.watch_rows // (size * self.zero.world))
         mine = range(self.rank * batches * size, (self.rank + 1) * batches * size, size)
-        rows = [torch.from_numpy(self.heldout.take(first, size)).to(device) for first in mine]
+        rows = [self._take(self.heldout, first, size) for first in mine]
         losses = {s: self.learner.mask_losses(rows, step, self._hardener(s)) for s in self.job.sparsities}
         if len(losses) == 1:
             return losses[self.job.sparsities[0]]
@@ -186,23 +163,7 @@ class _Worker:
     def _hardener(self, sparsity: float) -> Hardener:
         if self.settings.scope != "global":
             return Hardener(sparsity, self.settings.scope)
-        return self._global_hardener(sparsity)
-
-    def _cut(self, density: float) -> float:
-        cut = self._global_hardener(1 - density).cut
-        assert cut is not None
-        return cut.value
-
-    def _global_hardener(self, sparsity: float) -> Hardener:
-        def shards() -> Iterable[Tensor]:
-            return (self.zero.local_logits(name) for name in self.zero.layers)
-
-        def total(counts: Tensor) -> Tensor:
-            counts = counts.to(self.zero.engine.device)
-            dist.all_reduce(counts)
-            return counts.cpu()
-
-        return global_hardener(shards, sparsity, total)
+        return global_hardener(self.zero.local_logits, sparsity, self.zero.reduce)
 
     def _save(self, step: int) -> None:
         from pipeline.learning import checkpoint
@@ -216,11 +177,6 @@ class _Worker:
 
         found = Checkpoint.find(self.uri)
         return found.step if found else 0
-
-    def _mean(self, values: Tensor) -> Tensor:
-        values = values.to(self.zero.engine.device)
-        dist.all_reduce(values)
-        return (values / self.world).cpu()
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self.rank == 0:

@@ -8,7 +8,7 @@ every gradient until the end of the step, 8 bytes a logit on top of what :mod:`l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from leap.engine import MaskedWeights
 from leap.gates import Gate
 from leap.hidden import with_hidden_states
-from leap.learner import MaskedWeights
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater
 from leap.surgery import decoder_blocks
@@ -60,7 +60,7 @@ def deepspeed_config(learn: LearnConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 class ZeroModel:
-    """The partitioned model of one worker.
+    """The partitioned model of one worker: a :class:`leap.engine.Engine`.
 
     Args:
         initial: first logits; called on rank 0 for every layer.
@@ -75,6 +75,7 @@ class ZeroModel:
         initial: InitialLogits,
         new_weight: NewWeight | None = None,
     ) -> None:
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         config = deepspeed_config(learn, model)
         checkpoint = models.checkpoint(model)  # what is missing is found only while nothing is partitioned
         # Referenced for as long as the model lives: while it exists, from_pretrained partitions what it reads.
@@ -101,21 +102,16 @@ class ZeroModel:
         return [layer.logits for layer in self.layers.values()]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits [R, S, V] of rows [R, S]."""
+        """See :meth:`leap.engine.Engine.forward`."""
         # Not through the engine, whose hooks refuse a backward pass without an optimiser of its own.
         return self.module(input_ids=rows.to(self.engine.device), use_cache=False).logits
 
     def hidden_forward(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The same, and the hidden states [R, S, H] after each block."""
+        """See :meth:`leap.engine.Engine.hidden_forward`."""
         return with_hidden_states(self.module, rows.to(self.engine.device))
 
     def backward(self, loss: Tensor, step: int, rate: float, microbatch: int, microbatches: int) -> None:
-        """Collective: gradients of ``loss``; with the last of this worker's micro-batches of a step they are applied.
-
-        Args:
-            loss: of this worker's micro-batch number ``microbatch`` out of ``microbatches``.
-            rate: learning rate of the step.
-        """
+        """See :meth:`leap.engine.Engine.backward`."""
         self._updater.begin(step, rate, microbatch, microbatches)
         (loss / microbatches).backward()
         # The first layer's input has no gradient, so no hook of DeepSpeed's tells that the layer is through.
@@ -125,29 +121,31 @@ class ZeroModel:
     def _take(self, number: int, parameter: Tensor) -> None:
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
-        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        first, last = bounds(grad.numel(), rank, world)
+        first, last = bounds(grad.numel(), self.rank, self.world)
         flat = grad.view(-1)
-        if world > 1:
-            part = bounds(grad.numel(), 0, world)[1]
+        if self.world > 1:
+            part = bounds(grad.numel(), 0, self.world)[1]
             mine = flat.new_empty(part)
-            _reduce_scatter(mine, F.pad(flat, (0, part * world - len(flat))))
-            flat = mine[: last - first].div_(world)
+            _reduce_scatter(mine, F.pad(flat, (0, part * self.world - len(flat))))
+            flat = mine[: last - first].div_(self.world)
         self._updater.take(number, self._local(_partitioned(parameter)), flat, first)
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape [out, in] of the logits of each layer."""
         return {name: list(_partitioned(layer.logits).ds_shape) for name, layer in self.layers.items()}
 
-    def local_logits(self, layer: str) -> Tensor:
-        """This worker's slice of the flattened logits of a layer, without DeepSpeed's padding."""
-        return self._local(_partitioned(self.layers[layer].logits))
+    def local_logits(self) -> Iterable[Tensor]:
+        """This worker's slice [n] of the flattened logits of each layer."""
+        return (self._local(_partitioned(parameter)) for parameter in self.logits)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """See :meth:`leap.engine.Engine.reduce`."""
+        return _total(values.to(self.engine.device)).cpu()
 
     def shard(self) -> dict[str, Tensor]:
         """This worker's logits and optimiser state themselves, {layer}.{part} → flat slice."""
         parts = {}
-        for number, name in enumerate(self.layers):
-            logits = self.local_logits(name)
+        for number, (name, logits) in enumerate(zip(self.layers, self.local_logits(), strict=True)):
             for part, tensor in {"logits": logits, **self._updater.state(number, logits)}.items():
                 parts[f"{name}.{part}"] = tensor
         return parts
@@ -161,15 +159,13 @@ class ZeroModel:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""
         self._updater.shared.moments = {layer: (m, v) for layer, m, v in checkpoint.facts["shared_moments"]}
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        for number, name in enumerate(self.layers):
-            for part, tensor in self._updater.state(number, self.local_logits(name)).items():
-                tensor.copy_(checkpoint.shard(name, part, rank, world))
+        for number, (name, logits) in enumerate(zip(self.layers, self.local_logits(), strict=True)):
+            for part, tensor in self._updater.state(number, logits).items():
+                tensor.copy_(checkpoint.shard(name, part, self.rank, self.world))
 
-    @staticmethod
-    def _local(parameter: Any) -> Tensor:
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        first, last = bounds(parameter.ds_numel, rank, world)
+    def _local(self, parameter: Any) -> Tensor:
+        """This worker's slice of a flattened parameter, without DeepSpeed's padding."""
+        first, last = bounds(parameter.ds_numel, self.rank, self.world)
         return parameter.ds_tensor.detach().view(-1)[: last - first]
 
     def _add_parameters(

@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from leap.bernoulli import BernoulliGate
+from leap.engine import LocalEngine
 from leap.export import apply_masks, export, zeros
 from leap.harden import exact_hardener
 from leap.hidden import with_hidden_states
-from leap.learner import MaskLearner, weight_norms
+from leap.learner import MaskLearner
 from leap.masked_linear import install_masks, masks_installed
 from leap.packed import MaskFile
 from leap.settings import LearnSettings
@@ -127,14 +128,13 @@ def test_every_mask_learns_with_and_without_activation_checkpointing(family, hid
     settings = LearnSettings.published(
         steps=4, batch_rows=3, microbatch_rows=3, distillation=0.5, hidden_distillation=0.5 if hidden else 0.0
     )
-    learner = MaskLearner(
+    engine = LocalEngine(
         lambda rows: model(input_ids=rows, use_cache=False).logits,
         state,
-        weight_norms(layers),
-        settings,
-        [0.5],
-        hidden_forward=partial(with_hidden_states, model),
+        layers,
+        model_hidden_forward=partial(with_hidden_states, model),
     )
+    learner = MaskLearner(engine, settings, [0.5])
     grads = []
     for recompute in (False, True):
         if recompute:  # as the pipeline switches it on

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from leap.bernoulli import BernoulliGate
+from leap.engine import LocalEngine
 from leap.harden import Hardener, global_hardener
-from leap.learner import MaskLearner, NonFiniteLossError, weight_norms
+from leap.learner import MaskLearner, NonFiniteLossError
 from leap.masked_linear import install_masks
 from leap.settings import DensityControl, LearnSettings
 
@@ -53,8 +54,8 @@ class Toy(nn.Module):
         return self.head(x)
 
 
-def make(settings: LearnSettings = SETTINGS, density: float = 0.4, **options):
-    """(learner, masked toy model, its logits)."""
+def make(settings: LearnSettings = SETTINGS, density: float = 0.4, hidden_forward=None, reduce=None, world=1):
+    """(learner, masked toy model, its logits); ``reduce`` stands for the sum over ``world`` processes."""
     model = Toy()
     gate = BernoulliGate(settings)
     state, layers = install_masks(model, gate)
@@ -62,7 +63,9 @@ def make(settings: LearnSettings = SETTINGS, density: float = 0.4, **options):
         generator = torch.Generator().manual_seed(number)
         keep = torch.rand(layer.weight.shape, generator=generator) < density
         layer.logits = nn.Parameter(gate.initial(keep, keep.float(), generator))
-    learner = MaskLearner(model, state, weight_norms(layers), settings, [density], **options)
+    engine = LocalEngine(model, state, layers, model_hidden_forward=hidden_forward)
+    engine.world, engine.reduce = world, reduce or engine.reduce
+    learner = MaskLearner(engine, settings, [density])
     return learner, model, [layer.logits for layer in layers.values()]
 
 
@@ -148,10 +151,10 @@ def test_the_teacher_is_the_dense_model():
 
     def forward(rows: Tensor) -> Tensor:
         out = model(rows)
-        seen.append((learner.state.mode, torch.is_grad_enabled(), out.detach()))
+        seen.append((learner.engine.state.mode, torch.is_grad_enabled(), out.detach()))
         return out
 
-    learner.forward = forward
+    learner.engine.forward = forward
     learner.loss(ROWS, 0, 0).backward()
     (mode, with_grad, teacher), (mode_2, with_grad_2, _) = seen
     assert (mode, with_grad, mode_2, with_grad_2) == ("dense", False, "sampled", True)
@@ -201,13 +204,13 @@ def test_a_layer_that_does_not_run_once_is_refused(times):
     block.forward = lambda x: x if times == 0 else Block.forward(block, Block.forward(block, x))
     with pytest.raises(RuntimeError, match=f"4 layers are masked, but {2 + 2 * times} ran"):
         learner.loss(ROWS, 0, 0)
-    assert not learner.state.collecting
+    assert not learner.engine.state.collecting
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_an_error(value):
     learner, _, _ = make()
-    learner.forward = lambda rows, model=learner.forward: model(rows) * value
+    learner.engine.forward = lambda rows, model=learner.engine.forward: model(rows) * value
     learner.loss(ROWS, 4, 0)
     with pytest.raises(NonFiniteLossError, match="step 4"):
         learner.finish_step(4)
@@ -244,7 +247,7 @@ def test_hidden_states_are_those_of_the_dense_model_relative_to_their_variance(d
         for block in model.blocks:
             x = block(x)
             states.append(x)
-        seen.append((learner.state.mode, states))
+        seen.append((learner.engine.state.mode, states))
         return model.head(x), states
 
     learner, model, logits = make(settings, hidden_forward=hidden_forward)
@@ -274,16 +277,16 @@ def _first_metrics(settings: LearnSettings) -> dict[str, float]:
 
 
 class Workers:
-    """Threads that stand for processes: a mean over all of them, as an all-reduce gives it."""
+    """Threads that stand for processes: a sum over all of them, as an all-reduce gives it."""
 
     def __init__(self, world: int) -> None:
         self.world = world
         self._barrier, self._parts = threading.Barrier(world, timeout=600), [torch.empty(0)] * world
 
-    def mean(self, rank: int, values: Tensor) -> Tensor:
+    def total(self, rank: int, values: Tensor) -> Tensor:
         self._parts[rank] = values.clone()
         self._barrier.wait()
-        result = sum(self._parts[1:], self._parts[0]) / self.world
+        result = sum(self._parts[1:], self._parts[0])
         self._barrier.wait()
         return result
 
@@ -301,13 +304,16 @@ class Workers:
                 (loss / share).backward()
             history.append(learner.finish_step(step))
             for parameter in logits:
-                parameter.grad = self.mean(rank, parameter.grad)
+                parameter.grad = self.total(rank, parameter.grad) / self.world
             optimiser.step()
         results[rank] = history, [p.detach() for p in logits]
 
     def run(self, settings: LearnSettings, steps: int) -> list:
         results: list = [None] * self.world
-        made = [make(settings, reduce=lambda values, rank=rank: self.mean(rank, values)) for rank in range(self.world)]
+        made = [
+            make(settings, reduce=lambda values, rank=rank: self.total(rank, values), world=self.world)
+            for rank in range(self.world)
+        ]
         threads = [
             threading.Thread(target=self.train, args=(rank, made[rank], steps, results)) for rank in range(self.world)
         ]
@@ -362,7 +368,7 @@ def test_losses_with_the_sampled_the_mean_and_the_hard_mask():
                 dense.get_submodule(f"blocks.{name}").weight.mul_(of_layer[mode])
             values = [F.cross_entropy(dense(b)[:, :-1].flatten(0, 1), b[:, 1:].flatten()) for b in batches]
         assert loss == pytest.approx(2 * float(sum(values)) / 2, rel=1e-5), mode
-    assert not learner.state.stats
+    assert not learner.engine.state.stats
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -370,16 +376,17 @@ DENSITIES = (0.6, 0.4, 0.2)
 
 
 def make_nested(settings: LearnSettings):
-    """(learner for DENSITIES, its logits, densities that it asked the cut of)."""
-    asked = []
-
-    def cut(density: float) -> float:
-        asked.append(density)
-        return _cut(logits, density)
-
-    learner, _, logits = make(settings, cut=cut)
+    """(learner for DENSITIES, its logits, an entry for each pass over them)."""
+    learner, _, logits = make(settings)
     learner.densities, learner.multipliers = DENSITIES, [0.3, -0.2, 1.1]
-    return learner, logits, asked
+    passes = []
+
+    def local_logits() -> list[Tensor]:
+        passes.append(None)
+        return logits
+
+    learner.engine.local_logits = local_logits
+    return learner, logits, passes
 
 
 def _cut(logits: list[Tensor], density: float) -> float:
@@ -399,11 +406,12 @@ def test_of_several_densities_every_so_many_steps_train_each_once():
 def test_a_nested_step_is_the_step_of_its_density_on_logits_above_the_cut(noise):
     settings = replace(SETTINGS, noise=noise, density=LAGRANGIAN, distillation=0.5)
     for step in range(3):
-        learner, logits, asked = make_nested(settings)
+        learner, logits, passes = make_nested(settings)
         target = learner.target(step)
         loss = learner.loss(ROWS[:1], step, 0)
+        looked = len(passes)
         learner.loss(ROWS[:1], step, 1)
-        assert asked == [DENSITIES[target]], "once a step"
+        assert len(passes) == looked > 0, "the cut is looked for once a step"
         grads = torch.autograd.grad(loss, logits)
 
         alone, _, shifted = make(settings, density=DENSITIES[target])

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leap import optimisers
 from leap.bernoulli import BernoulliGate
-from leap.learner import MaskLearner, weight_norms
+from leap.engine import LocalEngine
+from leap.learner import MaskLearner
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater
 from leap.settings import LearnSettings
@@ -75,8 +76,8 @@ def learn(settings: LearnSettings, device: str = "cpu", strict: bool = False) ->
         keep = torch.rand(layer.weight.shape, generator=generator) < 0.4
         layer.logits = nn.Parameter(gate.initial(keep, keep.float(), generator).to(device, updater.optimiser.dtype))
     logits = [layer.logits for layer in layers.values()]
-    updater.attach(logits)
-    learner = MaskLearner(model, state, weight_norms(layers), settings, [0.4])
+    engine = LocalEngine(model, state, layers, updater)
+    learner = MaskLearner(engine, settings, [0.4])
     for step in range(settings.steps):
         for number, batch in enumerate(ROWS.to(device).split(settings.microbatch_rows)):
             loss = learner.loss(batch, step, number)

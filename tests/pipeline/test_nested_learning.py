@@ -82,8 +82,9 @@ def learn(tiny: Path, output: Path, die_after: int, code: int = 0, changes: tupl
     config = plan.config
     if work.prior.manifest() is None:
         texts = plan.corpora["calibration"][0]
-        method = work.config.settings.prior
-        prior.run(work.prior, method, 0.7, config.prior, config.model, texts, config.seed)
+        settings = work.config.settings
+        scope = config.prior.start_scope(settings)
+        prior.run(work.prior, settings.prior, 0.7, scope, config.prior, config.model, texts, config.seed)
     command = [sys.executable, "-c", WORKER, str(die_after), recipe_file, *overrides]
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path})
