@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from pipeline import recipe  # noqa: E402 - the path is set above
 from pipeline.config import LearnConfig, RunConfig  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
-from pipeline.estimate import worker_memory  # noqa: E402
 from pipeline.sizes import Sizes, measure  # noqa: E402
+from pipeline.stages.learn import worker_memory  # noqa: E402
 
 #: Share of a GPU that a plan may fill: CUDA's own memory, buffers of NCCL and what the allocator cannot use take more.
 USABLE = 0.85
@@ -35,7 +35,8 @@ def table(config: RunConfig, learn: LearnConfig, sizes: Sizes, workers: list[int
     Args:
         gpu_memory: of one GPU in GB; with it, the last row says whether the plan fits.
     """
-    plans = [worker_memory(config, learn.model_copy(update={"workers": count}), sizes) for count in workers]
+    dtype, length = config.model.dtype, config.data.context_length
+    plans = [worker_memory(learn.model_copy(update={"workers": count}), dtype, length, sizes) for count in workers]
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     shown.add_column("GB of a worker")
     for count in workers:

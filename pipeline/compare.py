@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipeline.errors import UserError
 from pipeline.origin import Origin
-from pipeline.records import MEANS
+from pipeline.records import MEAN, MEAN_ABOVE_CHANCE
 from pipeline.reporting import RunResults
 from pipeline.reporting.html import page
 from pipeline.reporting.sections import results_table, tasks_table
@@ -23,6 +23,8 @@ from pipeline.tracking.registry import MEASURED_ON
 from pipeline.tracking.sync import sync
 
 FILE = "compare.html"
+MEANS = {MEAN: "mean_accuracy", MEAN_ABOVE_CHANCE: "mean_above_chance"}
+"""Names among the metrics of the means over tasks, and their keys in a row."""
 
 
 def compare(query: str, runs: Path, uri: str | None, experiment: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.evaluation.paired import gap_closed, mean_difference, paired_accuracy, paired_nll
 from pipeline.evaluation.scores import ZeroShot
 from pipeline.measured import Measured
-from pipeline.reporting.schema import Difference
+from pipeline.reporting.schema import Difference, TextDifference
 
 #: Standard errors that the dense model has to be above chance by, for a task to count as one that tells models apart.
 CLEARLY = 2.0
@@ -21,16 +20,27 @@ def difference(dense: Measured | None, base: Measured, variant: Measured, clear:
         dense: what a gap is measured from; none where ``base`` is the dense model itself.
         clear: the tasks of the second mean, see :func:`clear_tasks`.
     """
-    nll: dict[str, Any] = {}
-    for text, found in variant.texts.items():
-        nll[text] = dict(paired_nll(base.texts[text], found))
-        if dense and (gap := gap_closed(dense.texts[text], base.texts[text], found)):
-            nll[text] |= {"gap_closed": gap["share"], "gap_closed_stderr": gap["stderr"]}
-            nll[text] |= {"gap_closed_nats": gap["share_nats"], "gap_closed_nats_stderr": gap["stderr_nats"]}
-    tasks = {task: paired_accuracy(base.tasks[task], found) for task, found in variant.tasks.items()}
-    means = {"mean_accuracy": list(tasks), "mean_above_chance": list(clear)}
-    overall = {name: mean_difference([tasks[t] for t in over]) if over else None for name, over in means.items()}
-    return Difference(nll=nll, tasks=dict(tasks), **overall)  # type: ignore[typeddict-item]
+    nll = {text: _on_text(text, dense, base, variant) for text in variant.texts}
+    tasks = {task: paired_accuracy(base.tasks[task], scored) for task, scored in variant.tasks.items()}
+    return Difference(
+        nll=nll,
+        tasks=tasks,
+        mean_accuracy=mean_difference(list(tasks.values())) if tasks else None,
+        mean_above_chance=mean_difference([tasks[task] for task in clear]) if clear else None,
+    )
+
+
+def _on_text(text: str, dense: Measured | None, base: Measured, variant: Measured) -> TextDifference:
+    paired = paired_nll(base.texts[text], variant.texts[text])
+    if dense and (gap := gap_closed(dense.texts[text], base.texts[text], variant.texts[text])):
+        return TextDifference(
+            **paired,
+            gap_closed=gap["share"],
+            gap_closed_stderr=gap["stderr"],
+            gap_closed_nats=gap["share_nats"],
+            gap_closed_nats_stderr=gap["stderr_nats"],
+        )
+    return TextDifference(**paired)
 
 
 def clear_tasks(dense: Mapping[str, ZeroShot]) -> list[str]:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import estimate, preflight
+from pipeline import preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.plan import Measurement, Plan, make_plan
+from pipeline.estimate import machine_of
+from pipeline.plan import Plan, make_plan
 from pipeline.redaction import redact
 from pipeline.reporting.formatting import NBSP, count
 from pipeline.sizes import Sizes, measure
-from pipeline.storage import StageDir
+from pipeline.stages.base import Stage
+from pipeline.stages.cost import GPU_SPEED, Cost, Machine
+from pipeline.stages.learn import Learn
 from pipeline.text_tables import plain_table, sparsities
 
-#: A piece of work on one line of the plan: what it is, its stages, bytes it will write, seconds it will take.
-Line = tuple[str, str, list[StageDir], float | None, float | None]
+
+@dataclass(frozen=True)
+class Line:
+    """Work on one line of the plan: pieces of one kind, and what they take together."""
+
+    kind: str
+    label: str
+    stages: list[Stage[Any]]
+    cost: Cost
 
 
 def show_plan(config: RunConfig) -> None:
@@ -37,12 +50,11 @@ def show_plan(config: RunConfig) -> None:
     except UserError as error:
         sizes, trouble = None, error
     _head(console, plan, sizes)
-    cpu = estimate.EFFICIENCY * estimate.cpu_speed(1, config.model.dtype) if sizes else 0.0
-    lines = list(_lines(plan, sizes, cpu))
-    console.print(_stage_table(lines))
+    machine = machine_of(config)
+    console.print(_stage_table([_line(stages, sizes, machine) for stages in _on_one_line(plan)]))
     if config.learn:
         console.print()
-        console.print(_learn_table(config, sizes))
+        console.print(_learn_table(plan, sizes, machine))
     console.print()
     if sizes is None:
         if not _on_hub(config):
@@ -50,7 +62,7 @@ def show_plan(config: RunConfig) -> None:
         text = f"model.source: the configuration of {config.model.source} cannot be read from here; no sizes, no times."
         console.print(Text(text, style="yellow"), soft_wrap=True)
         return
-    console.print(Text(_explanation(config, cpu), style="dim"))
+    console.print(Text(_explanation(machine), style="dim"))
     for warning in preflight.check(plan)[1]:
         console.print(Text.assemble(("warning: ", "bold yellow"), redact(warning)))
 
@@ -64,82 +76,63 @@ def _head(console: Console, plan: Plan, sizes: Sizes | None) -> None:
     console.print()
 
 
-def _lines(plan: Plan, sizes: Sizes | None, cpu: float) -> Iterable[Line]:
-    """The plan in the order in which it is worked off."""
-    config = plan.config
-    for stage, corpus, _ in plan.corpora.values():
-        yield "calibrate", f"{stage.item}, {count(corpus.tokens)} tokens", [stage], 4.0 * corpus.tokens, None
-    for (method, *_), stage in plan.priors.items():
-        written = preflight.prior_bytes(method, sizes) if sizes else None
-        seconds = estimate.prior_seconds(config, method, sizes, cpu) if sizes else None
-        yield "prior", stage.item, [stage], written, seconds
-    for work in plan.learns:
-        written = preflight.learn_bytes(sizes) if sizes else None
-        seconds = estimate.learn_seconds(config, work.config, sizes, cpu) if sizes else None
-        yield "learn", work.stage.item, [work.stage], written, seconds
-    for fit in plan.reconstructions:
-        written = preflight.reconstruct_bytes(sizes) if sizes else None
-        seconds = estimate.reconstruct_seconds(config, sizes, cpu) if sizes else None
-        yield "reconstruct", fit.stage.item, [fit.stage], written, seconds
-    for variant in plan.variants:
-        if variant.export:
-            yield "harden", variant.export.item, [variant.export], sizes.export if sizes else None, None
-    if plan.cloze:
-        yield "cloze", "", [plan.cloze], None, None
-    for variant in plan.variants:
-        cells = [m for m in plan.measurements if m.variant is variant]
-        seconds = _evaluation_seconds(config, cells, sizes, cpu)
-        yield "evaluate", variant.name, [m.stage for m in cells], None, seconds
-
-    for speed in plan.speeds:
-        yield (
-            "benchmark",
-            speed.stage.item,
-            [speed.stage],
-            None,
-            estimate.benchmark_seconds(config, sizes) if sizes else None,
-        )
+def _on_one_line(plan: Plan) -> Iterator[list[Stage[Any]]]:
+    """The work of the plan in order, what is shown together in one list."""
+    for _, stages in itertools.groupby(plan.stages, key=lambda stage: (stage.KIND, stage.label)):
+        yield list(stages)
 
 
-def _evaluation_seconds(config: RunConfig, cells: list[Measurement], sizes: Sizes | None, cpu: float) -> float | None:
-    if sizes is None:
-        return None
-    seconds = [estimate.evaluate_seconds(config, cell, sizes, cpu) for cell in cells]
-    return None if None in seconds else sum(s for s in seconds if s is not None)
+def _line(stages: list[Stage[Any]], sizes: Sizes | None, machine: Machine) -> Line:
+    costs = [stage.cost(sizes, machine) if sizes else Cost() for stage in stages]
+    together = Cost(_sum(cost.seconds for cost in costs), _sum(cost.disk for cost in costs))
+    return Line(stages[0].KIND, stages[0].label, stages, together)
+
+
+def _sum(numbers: Iterable[float | None]) -> float | None:
+    """None where one is not known."""
+    total = 0.0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
 
 
 def _stage_table(lines: list[Line]) -> Table:
     table = plain_table("stage", "item", "state", ">disk", ">time, about")
     previous, total_bytes, total_seconds = "", 0.0, 0.0
-    for stage, item, pieces, written, seconds in lines:
-        done = sum(piece.manifest() is not None for piece in pieces)
-        state = Text("finished", style="green") if done == len(pieces) else Text(f"{done} of {len(pieces)} done")
+    for line in lines:
+        done, all_ = sum(stage.finished for stage in line.stages), len(line.stages)
+        state = Text("finished", style="green") if done == all_ else Text(f"{done} of {all_} done")
         if not done:
-            state = Text("to do" if len(pieces) == 1 else f"{len(pieces)} to do")
-        if done < len(pieces):
-            total_bytes += written or 0
-            total_seconds += (seconds or 0) * (1 - done / len(pieces))
-        table.add_row(stage if stage != previous else "", item, state, _bytes(written), _about(seconds))
-        previous = stage
+            state = Text("to do" if all_ == 1 else f"{all_} to do")
+        disk, seconds = line.cost.disk, line.cost.seconds
+        if done < all_:
+            total_bytes += disk or 0
+            total_seconds += (seconds or 0) * (1 - done / all_)
+        table.add_row(line.kind if line.kind != previous else "", line.label, state, _bytes(disk), _about(seconds))
+        previous = line.kind
     if total_seconds:
         table.add_row()
         table.add_row("still to do", "", "", _bytes(total_bytes), _about(total_seconds), style="bold")
     return table
 
 
-def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
+def _learn_table(plan: Plan, sizes: Sizes | None, machine: Machine) -> Table:
     """A column for each entry of ``learn``; of more than four, a row for each."""
-    runs = list(config.learn.values())
+    config, learns = plan.config, plan.of(Learn)
+    of_entry = [next(learn for learn in learns if learn.entry == name) for name in config.learn]
+    runs = [learn.config for learn in of_entry]
     rows_there = -(-config.data.calibration.tokens // config.data.context_length)
     passes = (r.settings.steps * r.settings.batch_rows / rows_there for r in runs)
     facts = {
         "steps": [count(r.settings.steps) for r in runs],
         "rows a step": [count(r.settings.batch_rows) for r in runs],
-        "tokens in all": [count(estimate.training_tokens(config, r)) for r in runs],
+        "tokens in all": [count(learn.tokens) for learn in of_entry],
         "passes over the text": [f"{p:.2g}" for p in passes],
         "workers": [f"{r.workers} {'GPU' if r.gpu else f'× {r.threads} CPU'}" for r in runs],
     }
-    memory = [estimate.worker_memory(config, r, sizes) for r in runs] if sizes else []
+    memory = [learn.cost(sizes, machine).memory for learn in of_entry] if sizes else []
     together = [_bytes(sum(m.values())) for m in memory]
     if len(runs) > 4:
         if memory:
@@ -159,10 +152,10 @@ def _learn_table(config: RunConfig, sizes: Sizes | None) -> Table:
     return table
 
 
-def _explanation(config: RunConfig, cpu: float) -> str:
-    speeds = f"{cpu / 1e9:.3g} GFLOP/s a CPU (half of a matrix product measured now)"
-    if any(learn.gpu for learn in config.learn.values()):
-        speeds = f"{estimate.GPU_SPEED / 1e12:.3g} TFLOP/s a GPU (published runs, H100) and {speeds}"
+def _explanation(machine: Machine) -> str:
+    speeds = f"{machine.cpu / 1e9:.3g} GFLOP/s a CPU (half of a matrix product measured now)"
+    if machine.gpus:
+        speeds = f"{GPU_SPEED / 1e12:.3g} TFLOP/s a GPU (published runs, H100) and {speeds}"
     return (
         f"Times are estimates: floating-point operations at {speeds}, one piece of work after another. Reading text, "
         "loading models and starting Ray come on top."

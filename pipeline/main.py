@@ -9,14 +9,14 @@ import time
 import warnings as python_warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console as RichConsole
 
 from pipeline import preflight, records
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError
+from pipeline.flow import Flow
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Console, Mode
 from pipeline.ray_cluster import end_in_order_when_terminated, resources, start_ray
@@ -25,6 +25,8 @@ from pipeline.reporting import RunResults, make_figures, print_report, result_ro
 from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
 from pipeline.sizes import Sizes
+from pipeline.stages.learn import TrainingError
+from pipeline.table_row import Row
 from pipeline.tracking import Run, make_tracker
 from pipeline.tracking.system import SystemMetrics
 
@@ -62,18 +64,18 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
         except TrainingError as error:
             raise UserError(str(error)) from error
         with console.stage("report"):
-            results = collect(plan, sizes, flow.timings, warnings)
+            collected = collect(plan, sizes, flow.timings, warnings)
+            results = collected.results
             results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
             results["tracking"] = cast(Tracking, tracker.info())
             results = redact(results)
-            page = _report(plan, results, run, directory)
+            page = _report(plan, collected.rows, results, run, directory)
     _tell(results, page, tracker.summary(), time.time() - began, console)
 
 
-def _report(plan: Plan, results: RunResults, run: Run, directory: Path) -> Path:
+def _report(plan: Plan, rows: list[Row], results: RunResults, run: Run, directory: Path) -> Path:
     """Write the results as JSON and as a page, and record them."""
-    rows: dict[str, Any] = {row["name"]: row for row in results["variants"]}
-    for row in rows.values():
+    for row in rows:
         records.log_variant(run, plan, row)
     run.log_metrics(records.headline_metrics(rows))
     records.log_models(run, plan, rows)

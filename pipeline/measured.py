@@ -8,8 +8,9 @@ from statistics import fmean
 
 from pipeline.evaluation.perplexity import Perplexity, perplexity_of
 from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
-from pipeline.plan import Plan, Variant
-from pipeline.stages import evaluate
+from pipeline.plan import Plan
+from pipeline.stages.evaluate import TaskAccuracy, TextPerplexity
+from pipeline.stages.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,9 @@ class Measured:
 
 def measured(plan: Plan, variant: Variant) -> Measured:
     """The finished measurements of a variant."""
-    found = Measured({}, {})
-    for m in plan.measurements:
-        if m.variant is variant and m.kind == "perplexity":
-            found.texts[m.subject] = evaluate.result(m.stage)
-        elif m.variant is variant and m.kind == "task":
-            found.tasks[m.subject] = evaluate.result(m.stage)
-    return found
+    texts = {cell.subject: cell.read() for cell in plan.of(TextPerplexity) if cell.variant is variant}
+    tasks = {cell.subject: cell.read() for cell in plan.of(TaskAccuracy) if cell.variant is variant}
+    return Measured(texts, tasks)
 
 
 def mean(several: Sequence[Measured]) -> Measured:

@@ -1,147 +1,59 @@
-"""What a run consists of: every piece of work, what it depends on, and where its result lies.
+"""What a run consists of: every piece of work, in the order in which it is done.
 
-A piece's fingerprint covers its settings, its inputs' fingerprints and the version of its code. Nothing here starts
-anything or reads a corpus.
+Nothing here starts anything or reads a corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
-from leap.layerwise import METHODS
 from leap.scopes import LayerScope
 from pipeline import corpora, fallbacks, models
-from pipeline.config import CorpusConfig, LearnConfig, Method, RunConfig
+from pipeline.config import LearnConfig, Method, RunConfig
 from pipeline.errors import UserError
-from pipeline.origin import BY_STAGE, Origin
 from pipeline.paths import expand_variables
-from pipeline.stages import benchmark, calibrate, evaluate, harden, learn, mask_map, prior
-from pipeline.storage import StageDir, fingerprint
+from pipeline.stages.base import PinnedModel, Stage
+from pipeline.stages.benchmark import Benchmark
+from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.evaluate import Cell, Cloze, Samples, TaskAccuracy, TextPerplexity
+from pipeline.stages.harden import Harden
+from pipeline.stages.learn import Learn
+from pipeline.stages.mask_map import MaskMap
+from pipeline.stages.prior import Prior, PriorKey
+from pipeline.stages.reconstruct import Reconstruct
+from pipeline.stages.source import MaskSource
+from pipeline.stages.variant import Variant
 
-#: Settings of a learning run that do not change what it learns.
-_FREE = {
-    "like",
-    "published",
-    "seeds",
-    "workers",
-    "threads",
-    "gpu",
-    "activation_checkpointing",
-    "checkpoint_every",
-    "max_failures",
-}
-
-
-#: Method, within what it compares weights, sparsity.
-PriorKey = tuple[str, LayerScope, float]
+S = TypeVar("S", bound=Stage[Any])
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row of the table."""
-
-    method: str
-    sparsity: float | None = None
-    scope: str = ""
-    export: StageDir | None = None
-    made_by: StageDir | None = None
-    """The prior, learn or reconstruct stage that the mask comes from."""
-    seed: int | None = None
-    """Of the learning run, where there are others that differ in nothing else."""
-    weights: StageDir | None = None
-    """The prior stage whose new weights the mask was learned over; None for the dense ones."""
-
-    @property
-    def name(self) -> str:
-        return variant_name(self.method, self.seed, self.sparsity)
-
-    @property
-    def origin(self) -> Origin:
-        """How it comes about."""
-        return BY_STAGE[self.made_by.stage] if self.made_by else "dense"
-
-
-@dataclass(frozen=True)
-class LearnWork:
-    stage: StageDir
-    name: str
-    sparsities: tuple[float, ...]
-    """Several for a nested run."""
-    config: LearnConfig
-    prior: StageDir
-    seed: int | None = None
-    """Of the run, where there are others that differ in nothing else."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """New weights for a learned mask."""
-
-    stage: StageDir
-    learned: LearnWork
-    sparsity: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One cell of the table: a variant on a text or a task."""
-
-    stage: StageDir
-    variant: Variant
-    kind: str
-    """``perplexity``, ``task``, ``samples`` (generated text) or ``map`` (of where the mask has its zeros)."""
-    subject: str
-    """Name of the text or the task."""
-    spec: str = ""
-    """What lm-eval is asked for."""
-
-
-@dataclass(frozen=True)
-class SpeedWork:
-    """How fast a variant is."""
-
-    stage: StageDir
-    variant: Variant
-
-
-@dataclass
 class Plan:
     config: RunConfig
     """With the embedded text in place of files that do not exist."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     """What a user has to be told of that."""
-    corpora: dict[str, tuple[StageDir, CorpusConfig, list[str]]] = field(default_factory=dict)
-    """By role: stage, settings, roles it must share no document with; in the order they have to be made."""
-    priors: dict[PriorKey, StageDir] = field(default_factory=dict)
-    learns: list[LearnWork] = field(default_factory=list)
-    reconstructions: list[Reconstruction] = field(default_factory=list)
-    cloze: StageDir | None = None
-    variants: list[Variant] = field(default_factory=list)
-    measurements: list[Measurement] = field(default_factory=list)
-    speeds: list[SpeedWork] = field(default_factory=list)
+    stages: list[Stage[Any]]
+    """All pieces of work in order."""
+    variants: list[Variant]
+    """The rows of the table, the dense model first."""
+
+    def of(self, kind: type[S]) -> list[S]:
+        """The pieces of work of one kind."""
+        return [stage for stage in self.stages if isinstance(stage, kind)]
+
+    def corpus(self, role: str) -> Calibrate:
+        """The work that packs the text for ``calibration``, ``heldout`` or an evaluation text of this name."""
+        return next(stage for stage in self.of(Calibrate) if stage.role == role)
 
     @property
-    def stages(self) -> list[StageDir]:
-        """All pieces of work in order."""
-        return [
-            *(stage for stage, _, _ in self.corpora.values()),
-            *self.priors.values(),
-            *(work.stage for work in self.learns),
-            *(work.stage for work in self.reconstructions),
-            *(v.export for v in self.variants if v.export),
-            *([self.cloze] if self.cloze else []),
-            *(m.stage for m in self.measurements),
-            *(work.stage for work in self.speeds),
-        ]
-
-    def learned(self, variant: Variant) -> LearnWork | None:
-        """The learning run that a variant's mask comes from, if it was learned."""
-        origins = {work.stage: work for work in self.learns}
-        origins |= {work.stage: work.learned for work in self.reconstructions}
-        return origins.get(variant.made_by) if variant.made_by else None
+    def priors(self) -> dict[PriorKey, Prior]:
+        """By method, within what it compares weights, and sparsity."""
+        return {(prior.method, prior.compared, prior.sparsity): prior for prior in self.of(Prior)}
 
     @property
     def directory(self) -> str:
@@ -156,89 +68,181 @@ def make_plan(config: RunConfig) -> Plan:
         UserError: the model or a file does not exist.
     """
     config, notes = fallbacks.resolve(config)
-    plan = Plan(config, notes)
-    uri = config.output if "://" in config.output else str(Path(config.output).expanduser().resolve())
-    uri = f"{uri}/{config.name}"
-    identity = models.identity(config.model)
-    model = [identity, config.model.dtype]
+    return _Planner(config).plan(notes)
 
-    def place(stage: str, item: str, *parts: object) -> StageDir:
-        return StageDir(uri, stage, item, fingerprint(stage, item, *parts))
 
-    roles = {**config.data.evaluation, "heldout": config.data.heldout, "calibration": config.data.calibration}
-    documents: dict[str, str] = {}
-    for role, corpus in roles.items():
-        apart = [other for other in plan.corpora if role not in config.data.evaluation]
-        try:
-            content = corpora.content_key(corpus)
-        except UserError as error:
-            raise UserError(f"data.{corpus_key(config, role)}.{error}") from None
-        key = [corpus, content, config.data.context_length, [documents[other] for other in apart]]
-        # Keeping the texts for a cloze task changes the artifact, not what others have to stay apart from.
-        documents[role] = fingerprint(identity, key)
-        keep_texts = config.evaluate.cloze is not None and role == _first_text(config)
-        stage = place("calibrate", role, calibrate.VERSION, identity, key, keep_texts)
-        plan.corpora[role] = (stage, corpus, apart)
-    calibration, heldout = plan.corpora["calibration"][0], plan.corpora["heldout"][0]
+class _Planner:
+    """Makes the pieces of work of one recipe; what several others need is made once."""
 
-    methods: list[tuple[Method, LayerScope]] = [(m, s) for m in config.prior.methods for s in config.prior.scopes_of(m)]
-    starts: list[tuple[Method, LayerScope]] = [
-        (c.settings.prior, config.prior.start_scope(c.settings)) for c in config.learn.values()
-    ]
-    wanted = [(m, scope, s) for some in (methods, starts) for m, scope in some for s in config.sparsities]
-    rows = [calibration.key, config.prior.rows, config.prior.batch_rows, config.seed]
-    for method, scope, sparsity in dict.fromkeys(wanted):
-        inputs = rows if METHODS[method].needs != "none" else []
-        asked = [sparsity, config.prior.scope_name(method, scope), config.prior.options.get(method, {})]
-        key = [prior.VERSION, model, method, asked, inputs]
-        name = variant_name(config.prior.row_name(method, scope), None, sparsity)
-        plan.priors[method, scope, sparsity] = place("prior", name, *key)
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        output = config.output if "://" in config.output else str(Path(config.output).expanduser().resolve())
+        self.store = f"{output}/{config.name}"
+        self.model = PinnedModel(config.model, models.identity(config.model))
+        self.corpora: dict[str, Calibrate] = {}
+        self.priors: dict[PriorKey, Prior] = {}
+        self.learns: dict[str, Learn] = {}
+        self.reconstructions: list[Reconstruct] = []
 
-    def learn_work(name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> LearnWork:
+    def plan(self, notes: list[str]) -> Plan:
+        """All of it, in the order in which it is done."""
+        self._pack()
+        prior = self.config.prior
+        methods = [(method, scope) for method in prior.methods for scope in prior.scopes_of(method)]
+        starts = [(c.settings.prior, prior.start_scope(c.settings)) for c in self.config.learn.values()]
+        for method, scope in [*methods, *starts]:
+            for sparsity in self.config.sparsities:
+                self._prior(method, scope, sparsity)
+        variants = [Variant()]
+        for sparsity in self.config.sparsities:
+            for made in (self._prior(method, scope, sparsity) for method, scope in methods):
+                variants.append(self._export(made.row_name, None, sparsity, made))
+            for name, seed, learned in _learning_runs(self.config):
+                variants += self._learned(name, seed, learned, sparsity)
+        cloze = self._cloze()
+        tasks = {name: (spec, _task_content(self.config, spec)) for name, spec in task_specs(self.config).items()}
+        return Plan(
+            config=self.config,
+            notes=notes,
+            stages=[
+                *self.corpora.values(),
+                *self.priors.values(),
+                *self.learns.values(),
+                *self.reconstructions,
+                *(variant.export for variant in variants if variant.export),
+                *([cloze] if cloze else []),
+                *(cell for variant in variants for cell in self._cells(variant, tasks, cloze)),
+                *self._benchmarks(variants),
+            ],
+            variants=variants,
+        )
+
+    def _pack(self) -> None:
+        data = self.config.data
+        roles = {**data.evaluation, "heldout": data.heldout, "calibration": data.calibration}
+        for role, corpus in roles.items():
+            section = f"data.evaluation.{role}" if role in data.evaluation else f"data.{role}"
+            try:
+                content = corpora.content_key(corpus)
+            except UserError as error:
+                raise UserError(f"{section}.{error}") from None
+            self.corpora[role] = Calibrate(
+                store=self.store,
+                role=role,
+                section=section,
+                corpus=corpus,
+                content=content,
+                data=data,
+                model=self.model,
+                apart=() if role in data.evaluation else tuple(self.corpora.values()),
+                keep_texts=self.config.evaluate.cloze is not None and role == self._first_text,
+            )
+
+    @property
+    def _first_text(self) -> str:
+        return next(iter(self.config.data.evaluation), "heldout")
+
+    def _prior(self, method: Method, scope: LayerScope, sparsity: float) -> Prior:
+        if (method, scope, sparsity) not in self.priors:
+            self.priors[method, scope, sparsity] = Prior(
+                store=self.store,
+                model=self.model,
+                method=method,
+                compared=scope,
+                sparsity=sparsity,
+                config=self.config.prior,
+                calibration=self.corpora["calibration"],
+                seed=self.config.seed,
+            )
+        return self.priors[method, scope, sparsity]
+
+    def _learn(self, name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> Learn:
         """The learning run that serves an entry of ``learn`` at a sparsity."""
-        nested = learned.nested and len(config.sparsities) > 1
-        sparsities = tuple(config.sparsities) if nested else (sparsity,)
-        # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
+        nested = learned.nested and len(self.config.sparsities) > 1
+        sparsities = tuple(self.config.sparsities) if nested else (sparsity,)
         settings = learned.settings
-        start = plan.priors[settings.prior, config.prior.start_scope(settings), max(sparsities)]
-        decisive = learned.model_dump(mode="json", exclude=_FREE)
-        key = [model, decisive, sparsities, config.seed, start.key, calibration.key, heldout.key]
-        stage = place("learn", variant_name(name, seed, None if nested else sparsity), learn.VERSION, *key)
-        return LearnWork(stage, name, sparsities, learned, start, seed)
+        learn = Learn(
+            store=self.store,
+            model=self.model,
+            entry=name,
+            config=learned,
+            shown_seed=seed,
+            sparsities=sparsities,
+            seed=self.config.seed,
+            # Of several, the highest: its mask loses most by starting elsewhere (docs/log.md).
+            prior=self._prior(settings.prior, self.config.prior.start_scope(settings), max(sparsities)),
+            calibration=self.corpora["calibration"],
+            heldout=self.corpora["heldout"],
+        )
+        return self.learns.setdefault(learn.name, learn)
 
-    plan.variants.append(Variant("dense"))
-    for sparsity in config.sparsities:
-        for method, scope in methods:
-            made = plan.priors[method, scope, sparsity]
-            row = config.prior.row_name(method, scope)
-            export = place("harden", variant_name(row, None, sparsity), harden.VERSION, made.key)
-            plan.variants.append(Variant(row, sparsity, config.prior.scope_name(method, scope), export, made))
-        for name, seed, learned in _learning_runs(config):
-            work = learn_work(name, seed, learned, sparsity)
-            if work not in plan.learns:
-                plan.learns.append(work)
-            made_by = {name: work.stage}
-            if name in config.reconstruct:
-                key = [prior.VERSION, work.stage.key, rows]
-                fitted = place("reconstruct", variant_name(f"{name}+weights", seed, sparsity), *key)
-                plan.reconstructions.append(Reconstruction(fitted, work, sparsity))
-                made_by[f"{name}+weights"] = fitted
-            for row, made in made_by.items():
-                export = place("harden", variant_name(row, seed, sparsity), harden.VERSION, made.key)
-                over = work.prior if learned.settings.weights == "prior" else None
-                plan.variants.append(Variant(row, sparsity, learned.settings.scope, export, made, seed, over))
-    _plan_measurements(plan, place, model)
-    if config.benchmark:
-        # Learned masks, the first of each sparsity and scope: others of one model are as fast within the noise.
+    def _learned(self, name: str, seed: int | None, learned: LearnConfig, sparsity: float) -> Iterator[Variant]:
+        """The variants of a learning run at one sparsity."""
+        learn = self._learn(name, seed, learned, sparsity)
+        yield self._export(name, seed, sparsity, learn)
+        if name in self.config.reconstruct:
+            fitted = Reconstruct(
+                store=self.store,
+                model=self.model,
+                method=f"{name}+weights",
+                sparsity=sparsity,
+                learned_by=learn,
+                config=self.config.prior,
+                calibration=self.corpora["calibration"],
+                seed=self.config.seed,
+            )
+            self.reconstructions.append(fitted)
+            yield self._export(fitted.method, seed, sparsity, fitted)
+
+    def _export(self, method: str, seed: int | None, sparsity: float, source: MaskSource[Any]) -> Variant:
+        return Variant(
+            Harden(store=self.store, model=self.model, method=method, seed=seed, sparsity=sparsity, source=source)
+        )
+
+    def _cloze(self) -> Cloze | None:
+        cloze, seed = self.config.evaluate.cloze, self.config.seed
+        text = self.corpora[self._first_text]
+        return Cloze(store=self.store, model=self.model, text=text, config=cloze, seed=seed) if cloze else None
+
+    def _cells(
+        self, variant: Variant, tasks: dict[str, tuple[str, object]], cloze: Cloze | None
+    ) -> Iterator[Cell[Any] | MaskMap]:
+        """What is measured of a variant.
+
+        Args:
+            tasks: what lm-eval is asked for and what that depends on, by the name of the task.
+        """
+        config, settings = self.config, self.config.evaluate
+        store, model, seed = self.store, self.model, config.seed
+        for role in config.data.evaluation:
+            text = self.corpora[role]
+            yield TextPerplexity(store=store, model=model, variant=variant, text=text, batch_rows=settings.batch_rows)
+        if settings.samples and config.data.evaluation:
+            text = self.corpora[self._first_text]
+            yield Samples(store=store, model=model, variant=variant, text=text, config=settings.samples, seed=seed)
+        if variant.export:
+            yield MaskMap(store=store, export=variant.export)
+        sources: dict[str, tuple[str | Cloze, object]] = {**tasks, **({"cloze": (cloze, None)} if cloze else {})}
+        for name, (source, content) in sources.items():
+            yield TaskAccuracy(
+                store=store,
+                model=model,
+                variant=variant,
+                task=name,
+                source=source,
+                content=content,
+                config=settings,
+                seed=seed,
+            )
+
+    def _benchmarks(self, variants: list[Variant]) -> Iterator[Benchmark]:
+        """Of learned masks, the first of each sparsity and scope: others of one model are as fast within the noise."""
         measured = set()
-        for variant in plan.variants:
+        for variant in variants:
             kind = (variant.sparsity, variant.scope)
-            has_learned_mask = variant.made_by is not None and variant.made_by.stage == "learn"
-            if variant.export and has_learned_mask and kind not in measured:
+            if self.config.benchmark and variant.export and variant.origin == "learned" and kind not in measured:
                 measured.add(kind)
-                key = [benchmark.VERSION, variant.export.key, config.benchmark]
-                plan.speeds.append(SpeedWork(place("benchmark", variant.name, *key), variant))
-    return plan
+                yield Benchmark(store=self.store, model=self.model, export=variant.export, config=self.config.benchmark)
 
 
 def _learning_runs(config: RunConfig) -> Iterator[tuple[str, int | None, LearnConfig]]:
@@ -247,49 +251,6 @@ def _learning_runs(config: RunConfig) -> Iterator[tuple[str, int | None, LearnCo
         seeds = entry.seeds or [entry.settings.seed]
         for seed in seeds:
             yield name, seed if len(seeds) > 1 else None, entry.with_seed(seed)
-
-
-def variant_name(method: str, seed: int | None, sparsity: float | None) -> str:
-    """Name of a variant and of the work that makes it: ``leap@0.5``, ``leap.seed1@0.5``. A method's has no dot."""
-    return f"{method}{'' if seed is None else f'.seed{seed}'}{'' if sparsity is None else f'@{sparsity:g}'}"
-
-
-def corpus_key(config: RunConfig, role: str) -> str:
-    """Key of a corpus below ``data``."""
-    return f"evaluation.{role}" if role in config.data.evaluation else role
-
-
-def _first_text(config: RunConfig) -> str:
-    return next(iter(config.data.evaluation), "heldout")
-
-
-def _plan_measurements(plan: Plan, place: Callable[..., StageDir], model: list[str]) -> None:
-    config, settings = plan.config, plan.config.evaluate
-    tasks: dict[str, tuple[str, list[object]]] = {
-        name: (spec, [name, _task_content(config, spec)]) for name, spec in task_specs(config).items()
-    }
-    if settings.cloze:
-        corpus = plan.corpora[_first_text(config)][0]
-        plan.cloze = place("cloze", "", evaluate.VERSION, settings.cloze, corpus.key, config.seed)
-        tasks["cloze"] = (plan.cloze.uri_of(), [plan.cloze.key])
-    for variant in plan.variants:
-        origin = variant.export.key if variant.export else "dense"
-        for text in config.data.evaluation:
-            stage = plan.corpora[text][0]
-            key = [evaluate.VERSION, model, origin, stage.key, settings.batch_rows]
-            where = place("evaluate", f"{variant.name}.{text}", *key)
-            plan.measurements.append(Measurement(where, variant, "perplexity", text))
-        if settings.samples and config.data.evaluation:
-            key = [model, origin, plan.corpora[_first_text(config)][0].key, settings.samples, config.seed]
-            where = place("evaluate", f"{variant.name}.samples", evaluate.VERSION, *key)
-            plan.measurements.append(Measurement(where, variant, "samples", "samples"))
-        if variant.export:
-            where = place("evaluate", f"{variant.name}.map", mask_map.VERSION, origin)
-            plan.measurements.append(Measurement(where, variant, "map", "map"))
-        for name, (spec, key) in tasks.items():
-            limits = [settings.documents_for(name), settings.skip_first, config.seed]
-            where = place("evaluate", f"{variant.name}.{name}", evaluate.VERSION, model, origin, key, limits)
-            plan.measurements.append(Measurement(where, variant, "task", name, spec))
 
 
 def task_specs(config: RunConfig) -> dict[str, str]:

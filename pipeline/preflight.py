@@ -17,8 +17,10 @@ from leap.surgery import NotRunError, check_runs
 from pipeline import corpora, local_text, models
 from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
-from pipeline.plan import Plan, corpus_key, task_directory, task_specs
+from pipeline.estimate import machine_of
+from pipeline.plan import Plan, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
+from pipeline.stages.calibrate import Calibrate
 from pipeline.tracking import default_uri
 
 logger = logging.getLogger(__name__)
@@ -91,12 +93,12 @@ def _tokens_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _texts(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that local files have the field of the documents, and small ones enough tokens."""
-    config, length = plan.config, plan.config.data.context_length
-    for role, (stage, corpus, _) in plan.corpora.items():
+    length = plan.config.data.context_length
+    for stage in plan.of(Calibrate):
+        corpus, key = stage.corpus, stage.section
         files = corpora.expand(corpus)
-        if not files or stage.manifest() is not None or any("://" in file for file in files):
+        if not files or stage.finished or any("://" in file for file in files):
             continue
-        key = f"data.{corpus_key(config, role)}"
         try:
             if not [file for file in files if local_text.check_field(file, corpus.text_field)]:
                 raise UserError(f"source: {corpora.describe(corpus)[:200]}: nothing but empty files")
@@ -151,21 +153,6 @@ def _tasks(config: RunConfig) -> list[str]:
     return []
 
 
-def prior_bytes(method: str, sizes: Sizes) -> int:
-    """What one layer-wise method writes: scores, mask and, where it changes them, weights."""
-    return sizes.scores + (sizes.export if METHODS[method].changes_weights else 0)
-
-
-def reconstruct_bytes(sizes: Sizes) -> int:
-    """What new weights for a learned mask take, with the mask."""
-    return sizes.scores + sizes.export
-
-
-def learn_bytes(sizes: Sizes) -> int:
-    """What a learning run has on disk at most: two checkpoints that are kept and the one being written."""
-    return 3 * sizes.logits
-
-
 def _disk(plan: Plan, sizes: Sizes) -> None:
     if "://" in plan.config.output:
         try:
@@ -175,10 +162,8 @@ def _disk(plan: Plan, sizes: Sizes) -> None:
         return
     if plan.config.tracking.uri is None:
         default_uri(Path(plan.config.output).expanduser())
-    needed = sum(prior_bytes(m, sizes) for (m, *_), stage in plan.priors.items() if stage.manifest() is None)
-    needed += sum(learn_bytes(sizes) for work in plan.learns if work.stage.manifest() is None)
-    needed += sum(reconstruct_bytes(sizes) for fit in plan.reconstructions if fit.stage.manifest() is None)
-    needed += sum(sizes.export for v in plan.variants if v.export and v.export.manifest() is None)
+    machine = machine_of(plan.config)
+    needed = sum(stage.cost(sizes, machine).disk or 0.0 for stage in plan.stages if not stage.finished)
     where = Path(plan.config.output).expanduser().resolve()
     while not where.exists():
         where = where.parent

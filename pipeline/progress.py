@@ -11,57 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import ray
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from pipeline import ray_cluster
 from pipeline.redaction import redact
 from pipeline.tracking.values import jsonable
 
 Mode = Literal["bars", "lines", "json", "quiet"]
 LINE_EVERY = 10.0
 """Seconds between the lines that stand for a bar where there is no terminal."""
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Takes events from training workers until the driver fetches them. ``run`` in an event says whose it is.
-
-    Made by :func:`start_board`.
-    """
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._errors: dict[str, str] = {}
-        self._measured: dict[str, list[dict[str, Any]]] = {}
-
-    def push(self, event: dict[str, Any]) -> None:
-        """Add an event."""
-        self._events.append(event)
-        if "error" in event:
-            self._errors[event["run"]] = event["error"]
-        if "mask_loss.hard" in event:
-            self._measured.setdefault(event["run"], []).append(event)
-
-    def error(self, run: str) -> str | None:
-        """Why a run stopped, where it was not for its workers' sake."""
-        return self._errors.get(run)
-
-    def measured(self, run: str, after: int) -> list[dict[str, Any]]:
-        """The events of a run later than step ``after`` that have a loss on held-out rows, also those drained."""
-        return [event for event in self._measured.get(run, []) if event["step"] > after]
-
-    def drain(self) -> list[dict[str, Any]]:
-        """All events since the last call."""
-        events, self._events = self._events, []
-        return events
-
-
-def start_board() -> Any:
-    """A handle of a new board, on the node of the caller."""
-    return Board.options(scheduling_strategy=ray_cluster.here()).remote()  # type: ignore[attr-defined]
 
 
 def mode_for(quiet: bool, json_lines: bool) -> Mode:

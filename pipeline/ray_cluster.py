@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import UserError
 
@@ -122,14 +121,6 @@ def largest_node() -> float:
     return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
 
 
-def here() -> NodeAffinitySchedulingStrategy:
-    """Places an actor or a task on the node of its caller.
-
-    What waits for work elsewhere is lost with the caller alone, and not with any node of the cluster.
-    """
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
 def end_in_order_when_terminated() -> None:
     """Make SIGTERM end the run as Ctrl-C does; once, so that a second one does not cut the ending short."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -138,3 +129,26 @@ def end_in_order_when_terminated() -> None:
 def _interrupt(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(f"terminated by {signal.Signals(number).name}")
+
+
+def result_of(reference: Any) -> Any:
+    """The result of a Ray task; the user's errors come out as they went in."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = cause_of(error)
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, ValueError):
+            raise UserError(str(cause)) from error
+        raise
+
+
+def cause_of(error: Any) -> Any:
+    """What a task or the workers of a learning run failed with, out of all that Ray wraps it in."""
+    while True:
+        failures = getattr(error, "worker_failures", {})
+        inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None), *failures.values()]
+        if not any(inner):
+            return error
+        error = next(filter(None, inner))

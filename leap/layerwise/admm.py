@@ -17,7 +17,7 @@ from leap.layerwise.statistics import InputStatistics
 Schedule = Literal["native", "constant", "cubic"]
 
 
-@layer_method(needs="gram", changes_weights=True)
+@layer_method(needs="gram", changes_weights=True, steps=28)
 def admm(
     weight: Tensor,
     stats: InputStatistics,

@@ -21,7 +21,7 @@ _LARGEST_RHO = 1e6
 _SETTLED_FROM, _SETTLED = 31, 3e-4
 
 
-@layer_method(needs="gram", changes_weights=True)
+@layer_method(needs="gram", changes_weights=True, steps=100)
 def alps(
     weight: Tensor,
     stats: InputStatistics,

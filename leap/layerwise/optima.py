@@ -11,7 +11,7 @@ from leap.layerwise.statistics import InputStatistics
 from leap.layerwise.wanda import wanda
 
 
-@layer_method(needs="gram", changes_weights=True)
+@layer_method(needs="gram", changes_weights=True, steps=40)
 def optima(
     weight: Tensor,
     stats: InputStatistics,

@@ -13,7 +13,7 @@ from leap.layerwise.statistics import InputStatistics
 # Shapes: O output rows, I input columns, B columns of a block, G columns of an N:M group.
 
 
-@layer_method(needs="gram", changes_weights=True)
+@layer_method(needs="gram", changes_weights=True, steps=10)
 def sparsegpt(
     weight: Tensor,
     stats: InputStatistics,

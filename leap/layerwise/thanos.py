@@ -17,7 +17,7 @@ from leap.layerwise.statistics import InputStatistics
 _SYSTEM_ELEMENTS = 2**22
 
 
-@layer_method(needs="gram", changes_weights=True)
+@layer_method(needs="gram", changes_weights=True, steps=43)
 def thanos(
     weight: Tensor,
     stats: InputStatistics,

@@ -25,8 +25,8 @@ sys.path[:] = [
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.nano.corpus import SPLITS
 from pipeline.ray_cluster import start_ray
-from pipeline.stages import calibrate
-from pipeline.storage import StageDir
+from pipeline.stages.base import PinnedModel
+from pipeline.stages.calibrate import Calibrate
 
 
 def main() -> None:
@@ -41,11 +41,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for repeat in range(args.repeats + 1):
             for workers, seen in rates.items():
-                stage = StageDir(directory, "calibrate", f"{workers}-{repeat}", "0")
-                data = DataConfig(tokenizer_workers=workers)
-                facts = calibrate.run(stage, corpus, data, ModelConfig(source=args.model), [], False)
+                text = Calibrate(
+                    store=f"{directory}/{workers}-{repeat}",
+                    role="calibration",
+                    section="data.calibration",
+                    corpus=corpus,
+                    content=None,
+                    data=DataConfig(tokenizer_workers=workers),
+                    model=PinnedModel(ModelConfig(source=args.model), ""),
+                    apart=(),
+                    keep_texts=False,
+                )
+                text.run()
                 if repeat:
-                    seen.append(facts["tokens_per_second"])
+                    seen.append(text.facts["tokens_per_second"])
     for workers, seen in rates.items():
         spread = f"{min(seen):,.0f} to {max(seen):,.0f}"
         print(f"{workers} workers: median {statistics.median(seen):,.0f} tokens/s ({spread})")

@@ -35,7 +35,6 @@ from pipeline.config import PriorConfig, RunConfig
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.plan import Plan, make_plan
 from pipeline.reporting.plots.budget import Curve, Panel, budget_figure
-from pipeline.rows import PackedRows
 
 
 def main() -> None:
@@ -87,11 +86,13 @@ def _curves(run: dict[str, Any], sparsity: float) -> list[Curve]:
 
 
 def _levels(plan: Plan, sparsity: float, methods: list[str], count: int) -> dict[str, float]:
-    rows = torch.from_numpy(PackedRows(plan.corpora["heldout"][0].path()).take(0, count))
+    rows = torch.from_numpy(plan.corpus("heldout").read().take(0, count))
     levels = {}
     for variant in plan.variants:
         if variant.method in methods and variant.sparsity in (None, sparsity):
-            model = models.load_model(plan.config.model, str(variant.export.path()) if variant.export else None)
+            model = models.load_model(
+                plan.config.model, str(variant.export.directory.path()) if variant.export else None
+            )
             levels[variant.method] = perplexity(model, rows, batch_rows=8)["perplexity"]
     return levels
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,8 +30,7 @@ from pipeline.errors import UserError
 from pipeline.plan import make_plan
 from pipeline.ray_cluster import start_ray
 from pipeline.rows import PackedRows
-from pipeline.stages import calibrate
-from pipeline.storage import StageDir
+from pipeline.stages.calibrate import Calibrate
 
 
 def main() -> None:
@@ -44,16 +44,17 @@ def main() -> None:
     start_ray()
     rows: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as directory:
-        made: dict[str, StageDir] = {}
-        for role, (stage, corpus, apart) in plan.corpora.items():
-            made[role] = StageDir(directory, "calibrate", role, stage.key)
-            facts = calibrate.run(made[role], corpus, config.data, config.model, [made[a] for a in apart], False)
-            packed = PackedRows(made[role].path(), shuffle=config.seed if role == "calibration" else None)
+        made: dict[str, Calibrate] = {}
+        for planned in plan.of(Calibrate):
+            role, apart = planned.role, tuple(made[other.role] for other in planned.apart)
+            text = made[role] = replace(planned, store=directory, apart=apart, keep_texts=False)
+            text.run()
+            packed = PackedRows(text.directory.path(), shuffle=config.seed if role == "calibration" else None)
             tokens = torch.from_numpy(packed.take(0, len(packed)))
             if int(tokens.max()) >= 1 << 16:
                 parser.error(f"token {int(tokens.max())} does not fit into 16 bits; the vocabulary is too large")
             rows[role] = tokens.to(torch.uint16)
-            print(f"{role}: {len(packed)} rows of {tokens.shape[1]} from {facts['source']}")
+            print(f"{role}: {len(packed)} rows of {tokens.shape[1]} from {text.facts['source']}")
     save_file(rows, args.out)
 
 

@@ -34,6 +34,13 @@ class ZeroShot(TypedDict):
     per_document: list[Document]
 
 
+class Sample(TypedDict):
+    """A text that a model continued."""
+
+    prompt: str
+    continuation: str
+
+
 def zero_shot_of(task: str, per_document: list[Document], *, truncated: int, chance: float) -> ZeroShot:
     """The result of ``task`` from at least one document; the subjects of a group are strata."""
     metrics: dict[str, float | None] = {}

@@ -40,7 +40,7 @@ class Job:
     heldout: StageDir
     prior: StageDir
     board: Any
-    """Actor that takes the events of the run, see :mod:`pipeline.progress`."""
+    """Actor that takes the events of the run, see :class:`pipeline.learning.board.Board`."""
 
     @property
     def own_seed(self) -> int:
@@ -72,10 +72,10 @@ def join_processes(backend: str) -> None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
+        from pipeline.artifacts.prior import PriorArtifact
         from pipeline.learning.checkpoint import FOLDER
         from pipeline.learning.zero import ZeroModel
         from pipeline.rows import PackedRows
-        from pipeline.stages.prior import PriorArtifact
 
         self.job, self.settings = job, job.learn.settings
         self.rank = dist.get_rank()

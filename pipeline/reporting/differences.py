@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.evaluation.paired import PairedDifference
 from pipeline.reporting import summary
 from pipeline.reporting.formatting import points, signed
-from pipeline.reporting.schema import AccuracyDifference, Difference, RunResults
+from pipeline.reporting.schema import Difference, RunResults
 
 NOTE = (
     "Differences are paired: over the same rows and documents, ± one standard error of the difference. nll: nats a "
@@ -87,5 +88,5 @@ def _accuracy(task: str) -> Column:
     return Column(f"{task} acc", lambda row: _points(row.found["tasks"].get(task)))
 
 
-def _points(found: AccuracyDifference | None) -> str:
+def _points(found: PairedDifference | None) -> str:
     return points(found["difference"], found["stderr"]) if found else "–"

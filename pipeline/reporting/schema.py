@@ -5,9 +5,12 @@ Everything is JSON. Any key may be missing: a report can be made after any stage
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from pipeline.evaluation.paired import PairedDifference
+from pipeline.evaluation.scores import Sample
 from pipeline.origin import Origin
+from pipeline.speed.results import Speed
 
 
 class Model(TypedDict, total=False):
@@ -46,36 +49,25 @@ class MeanAccuracy(TypedDict, total=False):
     stderr: float | None
 
 
-class TextDifference(TypedDict, total=False):
-    """On one text, over the same rows."""
+class TextDifference(PairedDifference):
+    """On one text, over the same rows, in nats per token; below zero is better."""
 
-    difference: float
-    """In nats per token; below zero is better."""
-    stderr: float | None
-    pairs: int
-    gap_closed: float
+    gap_closed: NotRequired[float]
     """Share of the gap in perplexity between the other variant and the dense model; absent where there is none."""
-    gap_closed_stderr: float | None
-    gap_closed_nats: float
+    gap_closed_stderr: NotRequired[float | None]
+    gap_closed_nats: NotRequired[float]
     """The same of the gap in nats a token, which does not flatter large gaps."""
-    gap_closed_nats_stderr: float | None
+    gap_closed_nats_stderr: NotRequired[float | None]
 
 
-class AccuracyDifference(TypedDict, total=False):
-    """On one task, over the same documents, or the mean over tasks; as a fraction, above zero is better."""
-
-    difference: float
-    stderr: float | None
-    pairs: int
-
-
-class Difference(TypedDict, total=False):
+class Difference(TypedDict):
     """A variant minus another, with paired standard errors."""
 
     nll: dict[str, TextDifference]
-    tasks: dict[str, AccuracyDifference]
-    mean_accuracy: AccuracyDifference | None
-    mean_above_chance: AccuracyDifference | None
+    tasks: dict[str, PairedDifference]
+    """As fractions; above zero is better."""
+    mean_accuracy: PairedDifference | None
+    mean_above_chance: PairedDifference | None
 
 
 class Spread(TypedDict, total=False):
@@ -88,66 +80,20 @@ class Spread(TypedDict, total=False):
     mean_above_chance: float
 
 
-class Sample(TypedDict, total=False):
-    """A text that a model continued."""
+class Scores(TypedDict):
+    """What was measured of one model, by text and by task."""
 
-    prompt: str
-    continuation: str
-
-
-class MatrixSpeed(TypedDict, total=False):
-    """Products with one matrix of a pruned model, packed and dense, one row of x."""
-
-    shape: list[int]
-    """[out, in]"""
-    layers: int
-    """How many pruned layers have this shape."""
-    layer: str
-    """The one that was measured."""
-    sparsity: float
-    dtype: str
-    dense_us: float
-    sparse_us: float
-    """Microseconds of a call."""
-    speedup: float
-    byte_limit: float
-    """The speed-up that the bytes of the two forms allow."""
-    bandwidth: float
-    """Of a plain read's, as a fraction."""
+    perplexity: dict[str, Perplexity]
+    tasks: dict[str, TaskAccuracy]
+    mean_accuracy: MeanAccuracy | None
+    mean_above_chance: MeanAccuracy | None
 
 
-class TokenTime(TypedDict, total=False):
-    """Batch-1 decoding with one model."""
+class Compared(TypedDict):
+    """One model against others."""
 
-    tokens_per_second: float
-    token_ms: float
-    """Median milliseconds of a token; the three parts below add up to it."""
-    linears_ms: float
-    """The pruned layers."""
-    head_ms: float
-    rest_ms: float
-    peak_bytes: int
-    """On a GPU."""
-
-
-class DecodeSpeed(TypedDict, total=False):
-    """Decoding in one number type, dense and sparse in turn in one process."""
-
-    dense: TokenTime
-    sparse: TokenTime
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    speedup_without_head: float
-
-
-class Speed(TypedDict, total=False):
-    """How fast a variant is with its own masks."""
-
-    machine: str
-    matrices: list[MatrixSpeed]
-    decode: dict[str, DecodeSpeed]
-    """By number type."""
+    rival: str | None
+    against: dict[str, Difference]
 
 
 class Variant(TypedDict, total=False):
@@ -238,7 +184,7 @@ class Calibration(TypedDict, total=False):
     source: str
 
 
-class Stage(TypedDict, total=False):
+class StageTime(TypedDict):
     """One stage of the pipeline."""
 
     name: str
@@ -274,7 +220,7 @@ class RunResults(TypedDict, total=False):
     """By the name of the variant that was learned."""
     calibration: dict[str, Calibration]
     """By split."""
-    stages: list[Stage]
+    stages: list[StageTime]
     environment: dict[str, Any]
     config: dict[str, Any]
     """The resolved recipe."""

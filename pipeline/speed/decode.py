@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from leap_kernels.benchmarks.timing import clock
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from leap.packed import MaskFile
 from leap.sparse_model import sparsify
 from leap.surgery import prunable_linears
+from pipeline.speed.results import DecodeSpeed
 
 PROMPT_TOKENS = 16
 
@@ -33,7 +34,7 @@ def decode(model: PreTrainedModel, prompt: Tensor, tokens: int) -> list[float]:
     return seconds
 
 
-def compare(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int, rounds: int) -> dict[str, Any]:
+def compare(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int, rounds: int) -> DecodeSpeed:
     """Both models in turn, ``rounds`` times ``tokens`` tokens each.
 
     Returns:
@@ -68,7 +69,7 @@ def compare(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int, rounds
         if model.device.type == "cuda":
             result[name]["peak_bytes"] = _peak_bytes(model, prompt, tokens)
     without = [result[name]["token_ms"] - result[name]["head_ms"] for name in both]
-    return result | {"speedup_without_head": without[0] / without[1]}
+    return cast(DecodeSpeed, result | {"speedup_without_head": without[0] / without[1]})
 
 
 def _peak_bytes(model: PreTrainedModel, prompt: Tensor, tokens: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from leap_kernels import pack
@@ -13,9 +13,10 @@ from torch import nn
 
 from leap.packed import MaskFile
 from leap.surgery import prunable_linears
+from pipeline.speed.results import MatrixSpeed
 
 
-def compare(model: nn.Module, masks: MaskFile, dtype: torch.dtype, seconds: float) -> list[dict[str, Any]]:
+def compare(model: nn.Module, masks: MaskFile, dtype: torch.dtype, seconds: float) -> list[MatrixSpeed]:
     """A row for each shape among the pruned layers: the layer whose sparsity is the median, timed at batch 1.
 
     Args:
@@ -41,23 +42,23 @@ def compare(model: nn.Module, masks: MaskFile, dtype: torch.dtype, seconds: floa
         timed = measure(packed, 1, seconds, cold_bytes=min(COLD_BYTES, weights * dtype.itemsize))
         ours = timed[IDX8 if format_for(weight.device, dtype, shape[1]) == "idx8" else BITMAP]
         rows.append(
-            {
-                "shape": list(shape),
-                "layers": len(layers),
-                "layer": name,
-                "sparsity": sparsity,
-                "dtype": str(dtype).removeprefix("torch."),
-                "dense_us": 1e6 * timed[DENSE].median,
-                "sparse_us": 1e6 * ours.median,
-                "speedup": timed[DENSE].median / ours.median,
-                "byte_limit": byte_limit(sparsity, dtype.itemsize),
-                "bandwidth": ours.bandwidth / reference(timed).bandwidth,
-            }
+            MatrixSpeed(
+                shape=list(shape),
+                layers=len(layers),
+                layer=name,
+                sparsity=sparsity,
+                dtype=str(dtype).removeprefix("torch."),
+                dense_us=1e6 * timed[DENSE].median,
+                sparse_us=1e6 * ours.median,
+                speedup=timed[DENSE].median / ours.median,
+                byte_limit=byte_limit(sparsity, dtype.itemsize),
+                bandwidth=ours.bandwidth / reference(timed).bandwidth,
+            )
         )
     return rows
 
 
-def speedup(rows: list[dict[str, Any]]) -> float:
+def speedup(rows: Sequence[MatrixSpeed]) -> float:
     """Of all pruned layers together, each shape as often as the model has it."""
-    dense, sparse = (sum(row["layers"] * row[key] for row in rows) for key in ("dense_us", "sparse_us"))
-    return dense / sparse
+    dense = sum(row["layers"] * row["dense_us"] for row in rows)
+    return dense / sum(row["layers"] * row["sparse_us"] for row in rows)

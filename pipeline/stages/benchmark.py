@@ -1,53 +1,86 @@
-"""Speed of a pruned model with its own masks: its matrices, and batch-1 decoding against the dense model.
-
-Nothing else may run beside a measurement: ``Flow`` starts these tasks one at a time, with all CPUs of a node.
-"""
+"""Speed of a pruned model with its own masks: its matrices, and batch-1 decoding against the dense model."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from leap_kernels.benchmarks.timing import machine
 from transformers import PreTrainedModel
 
 from leap.packed import MaskFile
 from pipeline import models
-from pipeline.config import BenchmarkConfig, ModelConfig
-from pipeline.storage import StageDir
+from pipeline.config import BenchmarkConfig
+from pipeline.sizes import Sizes
+from pipeline.speed.results import Speed
+from pipeline.stages.base import PinnedModel, Place, Stage
+from pipeline.stages.cost import Cost, Machine
+from pipeline.stages.harden import Harden
 
-VERSION = 1
-RESULT = "speed.json"
-
-
-def run(stage: StageDir, model: ModelConfig, export: StageDir, settings: BenchmarkConfig) -> dict[str, Any]:
-    """Measure an export in every number type that is asked for, on the GPU if the node has one."""
-    from pipeline.speed import decode, matrices
-
-    with stage.work() as (directory, facts), _threads(settings.threads):
-        masks = MaskFile(export.path())
-        found: dict[str, Any] = {"machine": machine(), "matrices": [], "decode": {}}
-        for dtype in settings.dtypes:
-            dense = _load(model, export, dtype)
-            found["matrices"] += matrices.compare(dense, masks, getattr(torch, dtype), settings.seconds)
-            sparse = decode.packed_copy(dense, masks)
-            found["decode"][dtype] = decode.compare(dense, sparse, settings.tokens, settings.rounds)
-        (directory / RESULT).write_text(json.dumps(found))
-        facts["machine"] = found["machine"]
-    return stage.manifest() or {}
+_RESULT = "speed.json"
+#: Seconds of a token outside the linear layers: seen on models of six and thirty blocks.
+_TOKEN_OVERHEAD = 5e-3
 
 
-def result(stage: StageDir) -> dict[str, Any]:
-    """What a finished measurement found: ``matrices`` and, by number type, ``decode``."""
-    return json.loads((stage.path() / RESULT).read_text())
+@dataclass(frozen=True, eq=False)
+class Benchmark(Stage[Speed]):
+    """The speed of one export in every dtype that is asked for, on the GPU if the node has one."""
 
+    KIND = PHASE = "benchmark"
+    VERSION = 1
+    PLACE = Place.NODE
 
-def _load(model: ModelConfig, export: StageDir, dtype: str) -> PreTrainedModel:
-    loaded: Any = models.load_model(model.model_copy(update={"dtype": dtype}), export.path())
-    return loaded.cuda() if torch.cuda.is_available() else loaded
+    model: PinnedModel
+    export: Harden
+    config: BenchmarkConfig
+
+    @property
+    def item(self) -> str:
+        return self.export.item
+
+    def inputs(self) -> list[object]:
+        return [self.export.key, self.config]
+
+    def cost(self, sizes: Sizes, machine: Machine) -> Cost:
+        """Products with each shape, then rounds of decoding and one more for each of two parts.
+
+        A token reads every linear layer's weights; the packed ones are counted like dense ones.
+        """
+        config, seconds = self.config, 0.0
+        for dtype in config.dtypes:
+            token = _TOKEN_OVERHEAD + sizes.linear * getattr(torch, dtype).itemsize / machine.memory_speed
+            seconds += sizes.shapes * config.seconds + 2 * (config.rounds + 2) * config.tokens * token
+        return Cost(seconds)
+
+    def run(self) -> None:
+        """Measure and write the result."""
+        from leap_kernels.benchmarks.timing import machine
+
+        from pipeline.speed import decode, matrices
+
+        config = self.config
+        with self.directory.work() as (directory, facts), _threads(config.threads):
+            masks = MaskFile(self.export.directory.path())
+            speed = Speed(machine=machine(), matrices=[], decode={})
+            for dtype in config.dtypes:
+                dense = self._load(dtype)
+                speed["matrices"] += matrices.compare(dense, masks, getattr(torch, dtype), config.seconds)
+                sparse = decode.packed_copy(dense, masks)
+                speed["decode"][dtype] = decode.compare(dense, sparse, config.tokens, config.rounds)
+            (directory / _RESULT).write_text(json.dumps(speed))
+            facts["machine"] = speed["machine"]
+
+    def read(self) -> Speed:
+        speed: Speed = json.loads((self.directory.path() / _RESULT).read_text())
+        return speed
+
+    def _load(self, dtype: str) -> PreTrainedModel:
+        as_measured = self.model.config.model_copy(update={"dtype": dtype})
+        loaded: Any = models.load_model(as_measured, self.export.directory.path())
+        return loaded.cuda() if torch.cuda.is_available() else loaded
 
 
 @contextmanager

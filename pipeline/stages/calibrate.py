@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ import ray.data
 
 from pipeline import corpora, models
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
-from pipeline.errors import UserError
+from pipeline.errors import DamagedError, UserError
 from pipeline.nano.corpus import bucket_of
 from pipeline.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
 from pipeline.redaction import redact
-from pipeline.storage import StageDir
+from pipeline.reporting.formatting import count
+from pipeline.rows import PackedRows
+from pipeline.sizes import Sizes
+from pipeline.stages.base import PinnedModel, Place, Remarks, Stage
+from pipeline.stages.cost import Cost, Machine
+from pipeline.storage import fingerprint
+from pipeline.tracking.base import Run
 
-VERSION = 2
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 256
 #: Text of one call of the tokeniser, in characters. It needs about 130 bytes a token while it works.
@@ -33,7 +39,10 @@ BLOCK_BYTES = 8 * 2**20
 #: So many records without a text at the beginning of a corpus, and the rest is not read.
 HOPELESS = 10_000
 _DOCUMENTS = "documents.json"
-TEXTS = "texts.json"
+_TEXTS = "texts.json"
+
+USES = {"calibration": "training", "heldout": "validation"}
+"""What a text is for, in MLflow's words; all others are for evaluation."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -108,29 +117,97 @@ def _in_share(text: str, share: tuple[int, int]) -> bool:
     return share == (0, 100) or share[0] <= bucket_of(text) < share[1]
 
 
-def run(
-    stage: StageDir,
-    corpus: CorpusConfig,
-    data: DataConfig,
-    model: ModelConfig,
-    apart_from: list[StageDir],
-    keep_texts: bool,
-) -> dict[str, Any]:
-    """Fill ``stage`` with rows of a corpus; documents of the corpora ``apart_from`` are left out.
+@dataclass(frozen=True, eq=False)
+class Calibrate(Stage[PackedRows]):
+    """The rows of one corpus."""
 
-    Args:
-        keep_texts: keep the documents beside the rows, for building a cloze task.
+    KIND = PHASE = "calibrate"
+    VERSION = 2
+    PLACE = Place.DRIVER
 
-    Raises:
-        UserError: the corpus has fewer tokens than asked for.
-    """
-    excluded = {key for other in apart_from for key in json.loads((other.path() / _DOCUMENTS).read_text())}
+    role: str
+    """What the text is for: ``calibration``, ``heldout``, or the name of an evaluation text."""
+    section: str
+    """The corpus in the recipe, for messages."""
+    corpus: CorpusConfig
+    content: object
+    """What tells the corpus from another one of the same name, see :func:`corpora.content_key`."""
+    data: DataConfig
+    model: PinnedModel
+    apart: tuple[Calibrate, ...]
+    """Corpora whose documents are left out."""
+    keep_texts: bool
+    """Keep the documents beside the rows, for building a cloze task."""
+
+    @property
+    def item(self) -> str:
+        return self.role
+
+    @property
+    def label(self) -> str:
+        return f"{self.role}, {count(self.corpus.tokens)} tokens"
+
+    def inputs(self) -> list[object]:
+        return [self.model.identity, self._selection(), self.keep_texts]
+
+    def _selection(self) -> list[object]:
+        """What decides which documents there are and how they are packed."""
+        # Keeping the texts for a cloze task changes the artifact, not what others have to stay apart from.
+        apart = [fingerprint(other.model.identity, other._selection()) for other in self.apart]
+        return [self.corpus, self.content, self.data.context_length, apart]
+
+    def cost(self, sizes: Sizes, machine: Machine) -> Cost:  # noqa: ARG002 - of Stage
+        return Cost(disk=4.0 * self.corpus.tokens)
+
+    def run(self) -> None:
+        """See :meth:`Stage.run`.
+
+        Raises:
+            UserError: the corpus has fewer tokens than asked for, or cannot be read.
+        """
+        try:
+            _pack(self)
+        except DamagedError:
+            raise
+        except UserError as error:
+            raise UserError(f"{self.section}.{error}") from error
+
+    def read(self) -> PackedRows:
+        return PackedRows(self.directory.path())
+
+    def remarks(self) -> Remarks:
+        facts = self.facts
+        without = facts["records_without_text"]
+        return Remarks(
+            lines=(
+                f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "
+                f"{facts['context_length']}, {facts['tokens_per_second']:.0f} tokens/s",
+            ),
+            warnings=(f"{self.section}: {without} records without text were left out",) if without else (),
+            metrics={f"tokens_per_second.{self.role}": facts["tokens_per_second"]},
+        )
+
+    def record(self, run: Run) -> None:
+        facts = self.facts
+        sizes = {key: facts.get(key) for key in ("documents", "tokens", "rows", "context_length", "tokenizer")}
+        run.log_input(self.role, self.key, str(facts.get("source", "")), USES.get(self.role, "evaluation"), sizes)
+
+    def texts(self) -> list[str]:
+        """The documents, where they were kept."""
+        texts: list[str] = json.loads((self.directory.path() / _TEXTS).read_text())
+        return texts
+
+
+def _pack(work: Calibrate) -> None:
+    """Fill the directory with the rows; documents of other corpora are left out."""
+    corpus, data, model = work.corpus, work.data, work.model.config
+    excluded = {key for other in work.apart for key in json.loads((other.directory.path() / _DOCUMENTS).read_text())}
     wanted = -(-corpus.tokens // data.context_length)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
-    with stage.work() as (directory, facts):
+    with work.directory.work() as (directory, facts):
         began = time.time()
         documents = corpora.read(corpus, data.shards, model.trust_remote_code)
         field = corpora.column(corpus)
@@ -139,7 +216,7 @@ def run(
             model=model,
             share=corpus.share,
             excluded=ray.put(excluded),
-            keep_texts=keep_texts,
+            keep_texts=work.keep_texts,
             field=field,
         )
         tokenised = documents.map_batches(tokenise, batch_size=None, concurrency=data.tokenizer_workers)
@@ -166,8 +243,8 @@ def run(
                 f"{data.context_length} ({packer.documents} documents), fewer than the {corpus.tokens} asked for"
             )
         (directory / _DOCUMENTS).write_text(json.dumps(list(packer.texts)))
-        if keep_texts:
-            (directory / TEXTS).write_text(json.dumps(list(packer.texts.values())))
+        if work.keep_texts:
+            (directory / _TEXTS).write_text(json.dumps(list(packer.texts.values())))
         seconds = time.time() - began
         facts |= {
             "documents": packer.documents,
@@ -182,7 +259,6 @@ def run(
             "tokenizer": tokenizer_hash(model),
             "source": redact(corpora.describe(corpus)),
         }
-    return stage.manifest() or {}
 
 
 def _no_text(field: str, fields: str, which: str) -> UserError:

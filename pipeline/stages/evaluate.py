@@ -1,11 +1,12 @@
-"""Perplexity, zero-shot accuracy and generated text of one variant, as Ray tasks."""
+"""Perplexity, zero-shot accuracy and generated text of one variant, each a cell of the table."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
-from pathlib import Path
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,18 @@ from transformers import PreTrainedModel
 
 from pipeline import models
 from pipeline.config import ClozeConfig, EvaluateConfig, ModelConfig, SamplesConfig
-from pipeline.rows import PackedRows
-from pipeline.stages.calibrate import TEXTS
-from pipeline.storage import StageDir, local_copy
+from pipeline.errors import UserError
+from pipeline.evaluation.perplexity import Perplexity
+from pipeline.evaluation.scores import Sample, ZeroShot
+from pipeline.sizes import Sizes
+from pipeline.stages.base import PinnedModel, Place, Result, Stage
+from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.cost import Cost, Machine
+from pipeline.stages.variant import Variant
 
-VERSION = 2
-RESULT = "result.json"
+_RESULT = "result.json"
+#: A question of a zero-shot task: choices times tokens of each with its context.
+_TASK_TOKENS = 4 * 100
 
 
 @functools.lru_cache(maxsize=1)
@@ -28,89 +35,225 @@ def _model(model: ModelConfig, directory: str | None) -> PreTrainedModel:
     return loaded.cuda() if torch.cuda.is_available() else loaded
 
 
-def _variant(model: ModelConfig, export: StageDir | None) -> PreTrainedModel:
-    return _model(model, str(export.path()) if export else None)
+@dataclass(frozen=True, eq=False)
+class Cloze(Stage[str]):
+    """A cloze task from the documents of a corpus; its result is the directory of an lm-eval task."""
+
+    KIND = "cloze"
+    PHASE = "evaluate"
+    VERSION = 2
+    PLACE = Place.DRIVER
+
+    model: PinnedModel
+    text: Calibrate
+    config: ClozeConfig
+    seed: int
+
+    @property
+    def item(self) -> str:
+        return ""
+
+    def inputs(self) -> list[object]:
+        return [self.config, self.text.key, self.seed]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all questions with all their continuations."""
+        return self.config.questions * 4 * (self.config.context_tokens + self.config.continuation_tokens)
+
+    def run(self) -> None:
+        """See :meth:`Stage.run`.
+
+        Raises:
+            UserError: the documents do not make so many questions.
+        """
+        from pipeline.evaluation.cloze import write_cloze_task
+
+        texts = self.text.texts()
+        with self.directory.work() as (directory, facts):
+            try:
+                write_cloze_task(
+                    texts,
+                    models.load_tokenizer(self.model.config),
+                    directory,
+                    questions=self.config.questions,
+                    context_tokens=self.config.context_tokens,
+                    continuation_tokens=self.config.continuation_tokens,
+                    seed=self.seed,
+                )
+            except ValueError as error:
+                raise UserError(f"evaluate.cloze: {error}") from error
+            facts["questions"] = self.config.questions
+
+    def read(self) -> str:
+        return str(self.directory.path())
 
 
-def perplexity(
-    stage: StageDir, model: ModelConfig, export: StageDir | None, rows: StageDir, batch_rows: int
-) -> dict[str, Any]:
-    """Perplexity of the dense model (``export`` is none) or of an export on all rows of a corpus."""
-    from pipeline.evaluation.perplexity import perplexity as measure
+@dataclass(frozen=True, eq=False)
+class Cell(Stage[Result]):
+    """One measurement of one variant, written as JSON."""
 
-    with stage.work() as (directory, _):
-        packed = PackedRows(rows.path())
-        loaded = _variant(model, export)
-        result = measure(loaded, torch.from_numpy(packed.take(0, len(packed))), batch_rows=batch_rows)
-        (directory / RESULT).write_text(json.dumps(result))
-    return stage.manifest() or {}
+    KIND = PHASE = "evaluate"
+    VERSION = 2
+
+    model: PinnedModel
+    variant: Variant
+
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """Name of the text or the task."""
+
+    @abstractmethod
+    def measured_on(self) -> list[object]:
+        """All that decides the result, besides the variant."""
+
+    @abstractmethod
+    def tokens(self) -> int | None:
+        """Tokens that the model sees or writes; none: not known before."""
+
+    @abstractmethod
+    def measure(self) -> Result:
+        """The result."""
+
+    @property
+    def item(self) -> str:
+        return f"{self.variant.name}.{self.subject}"
+
+    @property
+    def label(self) -> str:
+        return self.variant.name
+
+    def inputs(self) -> list[object]:
+        return [self.model.key, self.variant.key, *self.measured_on()]
+
+    def cost(self, sizes: Sizes, machine: Machine) -> Cost:
+        tokens = self.tokens()
+        return Cost(seconds=None if tokens is None else 2 * sizes.linear * tokens / machine.speed)
+
+    def run(self) -> None:
+        """Measure and write the result."""
+        with self.directory.work() as (directory, _):
+            (directory / _RESULT).write_text(json.dumps(self.measure()))
+
+    def read(self) -> Result:
+        result: Result = json.loads((self.directory.path() / _RESULT).read_text())
+        return result
+
+    def loaded(self) -> PreTrainedModel:
+        """The dense or pruned model."""
+        export = self.variant.export
+        return _model(self.model.config, str(export.directory.path()) if export else None)
 
 
-def zero_shot(
-    stage: StageDir, model: ModelConfig, export: StageDir | None, task: str, settings: EvaluateConfig, seed: int
-) -> dict[str, Any]:
-    """Zero-shot accuracy on one lm-eval task."""
-    from pipeline.evaluation.zero_shot import zero_shot as measure
+@dataclass(frozen=True, eq=False)
+class TextPerplexity(Cell[Perplexity]):
+    """Perplexity on all rows of a corpus."""
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with stage.work() as (directory, _):
-        loaded = _variant(model, export)
-        result = measure(
-            loaded,
-            models.load_tokenizer(model),
-            str(local_copy(task)) if "://" in task else task,
-            limit=settings.documents_for(task),
-            batch_size=settings.batch_size,
-            device=loaded.device,
-            max_length=min(loaded.config.get_text_config().max_position_embeddings, 2048),
-            seed=seed,
-            skip_first=settings.skip_first,
-            trust_remote_code=model.trust_remote_code,
-        )
-        (directory / RESULT).write_text(json.dumps(result))
-    return stage.manifest() or {}
+    text: Calibrate
+    batch_rows: int
+
+    @property
+    def subject(self) -> str:
+        return self.text.role
+
+    def measured_on(self) -> list[object]:
+        return [self.text.key, self.batch_rows]
+
+    def tokens(self) -> int:
+        return self.text.corpus.tokens
+
+    def measure(self) -> Perplexity:
+        from pipeline.evaluation.perplexity import perplexity
+
+        rows = self.text.read()
+        return perplexity(self.loaded(), torch.from_numpy(rows.take(0, len(rows))), batch_rows=self.batch_rows)
 
 
-def samples(
-    stage: StageDir, model: ModelConfig, export: StageDir | None, rows: StageDir, settings: SamplesConfig, seed: int
-) -> dict[str, Any]:
-    """What a variant makes of the beginnings of some documents."""
-    from pipeline.evaluation.samples import beginnings, continuations
+@dataclass(frozen=True, eq=False)
+class Samples(Cell[list[Sample]]):
+    """What the variant makes of the beginnings of some documents."""
 
-    with stage.work() as (directory, _):
-        tokenizer = models.load_tokenizer(model)
-        packed = PackedRows(rows.path())
-        prompts = beginnings(packed, tokenizer.eos_token_id, settings.prompts, settings.prompt_tokens)
-        texts = continuations(
-            _variant(model, export), prompts, settings.new_tokens, settings.temperature, tokenizer.eos_token_id, seed
-        )
-        result = [
-            {"prompt": tokenizer.decode(prompt), "continuation": tokenizer.decode(text, skip_special_tokens=True)}
+    text: Calibrate
+    config: SamplesConfig
+    seed: int
+
+    @property
+    def subject(self) -> str:
+        return "samples"
+
+    def measured_on(self) -> list[object]:
+        return [self.text.key, self.config, self.seed]
+
+    def tokens(self) -> int:
+        return self.config.prompts * (self.config.prompt_tokens + self.config.new_tokens)
+
+    def measure(self) -> list[Sample]:
+        from pipeline.evaluation.samples import beginnings, continuations
+
+        tokenizer, config = models.load_tokenizer(self.model.config), self.config
+        end = tokenizer.eos_token_id
+        prompts = beginnings(self.text.read(), end, config.prompts, config.prompt_tokens)
+        texts = continuations(self.loaded(), prompts, config.new_tokens, config.temperature, end, self.seed)
+        return [
+            Sample(prompt=tokenizer.decode(prompt), continuation=tokenizer.decode(text, skip_special_tokens=True))
             for prompt, text in zip(prompts, texts, strict=True)
         ]
-        (directory / RESULT).write_text(json.dumps(result))
-    return stage.manifest() or {}
 
 
-def write_cloze(stage: StageDir, model: ModelConfig, corpus: StageDir, cloze: ClozeConfig, seed: int) -> dict[str, Any]:
-    """Build the cloze task from the documents of a corpus."""
-    from pipeline.evaluation.cloze import write_cloze_task
+@dataclass(frozen=True, eq=False)
+class TaskAccuracy(Cell[ZeroShot]):
+    """Zero-shot accuracy on one lm-eval task, or on the cloze task of the run."""
 
-    texts = json.loads((corpus.path() / TEXTS).read_text())
-    with stage.work() as (directory, facts):
-        write_cloze_task(
-            texts,
+    task: str
+    """Its name."""
+    source: str | Cloze
+    """What lm-eval is asked for."""
+    content: object
+    """What results depend on besides the name: a local task's files, or the version of lm-eval."""
+    config: EvaluateConfig
+    seed: int
+
+    @property
+    def subject(self) -> str:
+        return self.task
+
+    def measured_on(self) -> list[object]:
+        content = [self.source.key] if isinstance(self.source, Cloze) else [self.task, self.content]
+        return [content, [self.config.documents_for(self.task), self.config.skip_first, self.seed]]
+
+    def tokens(self) -> int | None:
+        if isinstance(self.source, Cloze):
+            return self.source.tokens
+        documents = self.config.documents_for(self.task)
+        return documents * _parts(self.source) * _TASK_TOKENS if documents else None
+
+    def measure(self) -> ZeroShot:
+        from pipeline.evaluation.zero_shot import zero_shot
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        loaded, model = self.loaded(), self.model.config
+        return zero_shot(
+            loaded,
             models.load_tokenizer(model),
-            directory,
-            questions=cloze.questions,
-            context_tokens=cloze.context_tokens,
-            continuation_tokens=cloze.continuation_tokens,
-            seed=seed,
+            self.source.read() if isinstance(self.source, Cloze) else self.source,
+            limit=self.config.documents_for(self.task),
+            batch_size=self.config.batch_size,
+            device=loaded.device,
+            max_length=min(loaded.config.get_text_config().max_position_embeddings, 2048),
+            seed=self.seed,
+            skip_first=self.config.skip_first,
+            trust_remote_code=model.trust_remote_code,
         )
-        facts["questions"] = cloze.questions
-    return stage.manifest() or {}
 
 
-def result(stage: StageDir) -> Any:
-    """What a finished measurement found."""
-    return json.loads((Path(stage.path()) / RESULT).read_text())
+def _parts(spec: str) -> int:
+    """Single tasks that a task stands for; those of the hub count as one, reading their list takes too long."""
+    if "/" not in spec:
+        return 1
+    from pipeline.evaluation.tasks import resolve_task
+
+    try:
+        return len(resolve_task(spec).entries)
+    except ValueError:  # the checks before a run say what is wrong with it
+        return 1

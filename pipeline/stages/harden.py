@@ -1,74 +1,89 @@
-"""Logits or a layer-wise result → exact masks → a Hugging Face directory with zeros and ``masks.safetensors``."""
+"""Exact masks → a Hugging Face directory with zeros and ``masks.safetensors``."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from leap.export import Pruned, export, zeros
-from leap.scopes import Scope
+from leap.export import export, zeros
 from leap.surgery import prunable_linears
 from pipeline import models
-from pipeline.config import ModelConfig
-from pipeline.stages.prior import PriorArtifact, learned_masks
-from pipeline.storage import StageDir
+from pipeline.sizes import Sizes
+from pipeline.stages.base import PinnedModel, Stage
+from pipeline.stages.cost import Cost, Machine
+from pipeline.stages.source import MaskSource, variant_name
 
-VERSION = 1
-LAYERS = "sparsity.json"
-
-
-def run(
-    stage: StageDir,
-    model: ModelConfig,
-    method: str,
-    sparsity: float,
-    scope: Scope,
-    source: StageDir,
-    weights: StageDir | None,
-) -> dict[str, Any]:
-    """Export one variant.
-
-    Args:
-        source: a finished ``learn``, ``prior`` or ``reconstruct`` stage.
-        scope: within what the sparsity is exact; a prior's masks are taken as they are.
-        weights: the ``prior`` stage whose new weights the mask was learned over.
-    """
-    loaded = models.load_model(model)
-    linears = prunable_linears(loaded)
-    about = {
-        "model": model.source,
-        "revision": model.revision,
-        "model_hash": models.identity(model),
-        "method": method,
-        "sparsity": sparsity,
-        "scope": scope,
-        "pattern": "unstructured",
-    }
-    with stage.work() as (directory, facts):
-        if source.stage == "learn":
-            pruned, changed = _learned(source, linears, sparsity, scope, weights)
-        else:
-            pruned, changed = _layer_wise(source)
-        layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
-        (directory / LAYERS).write_text(json.dumps(layers, indent=1))
-        zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant
-        facts |= {**about, "weights_changed": changed, "real_sparsity": zero / numel, "prunable_parameters": numel}
-    return stage.manifest() or {}
+_LAYERS = "sparsity.json"
 
 
-def _learned(
-    source: StageDir, linears: dict[str, nn.Linear], sparsity: float, scope: Scope, weights: StageDir | None
-) -> tuple[Pruned, bool]:
-    masks = learned_masks(source, list(linears), sparsity, scope)
-    if weights is None:
-        return (lambda number, name: (masks(number, name), None)), False
-    prior = PriorArtifact(weights.path())
-    return (lambda number, name: (masks(number, name), prior.new_weight(name, linears[name].weight))), True
+@dataclass(frozen=True)
+class Exported:
+    """A pruned model on disk."""
+
+    directory: Path
+    """On this machine."""
+    real_sparsity: float
+    """What was counted in the written weights, over the prunable ones."""
+    weights_changed: bool
+    """Whether kept weights differ from the dense model's."""
+    sparsity_per_layer: dict[str, float]
+    """By full module name, in model order."""
 
 
-def _layer_wise(source: StageDir) -> tuple[Pruned, bool]:
-    prior = PriorArtifact(source.path())
-    changed = bool((source.manifest() or {})["changes_weights"])
-    return (lambda _, name: (prior.layer(name)[0], prior.weight(name))), changed
+@dataclass(frozen=True, eq=False)
+class Harden(Stage[Exported]):
+    """The export of one variant."""
+
+    KIND = PHASE = "harden"
+    VERSION = 1
+
+    model: PinnedModel
+    method: str
+    """Name of the variant without seed and sparsity."""
+    seed: int | None
+    """Of the learning run, where there are others that differ in nothing else."""
+    sparsity: float
+    source: MaskSource[Any]
+    """Holds its mask at this sparsity, and new weights where there are any."""
+
+    @property
+    def item(self) -> str:
+        return variant_name(self.method, self.seed, self.sparsity)
+
+    def inputs(self) -> list[object]:
+        return [self.source.key]
+
+    def cost(self, sizes: Sizes, machine: Machine) -> Cost:  # noqa: ARG002 - of Stage
+        return Cost(disk=sizes.export)
+
+    def run(self) -> None:
+        """Write the pruned model, and count its zeros."""
+        model = self.model.config
+        loaded = models.load_model(model)
+        about = {
+            "model": model.source,
+            "revision": model.revision,
+            "model_hash": models.identity(model),
+            "method": self.method,
+            "sparsity": self.sparsity,
+            "scope": self.source.scope,
+            "pattern": "unstructured",
+        }
+        with self.directory.work() as (directory, facts):
+            pruned, changed = self.source.pruned(prunable_linears(loaded), self.sparsity)
+            layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
+            (directory / _LAYERS).write_text(json.dumps(layers, indent=1))
+            zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant
+            facts |= {
+                **about,
+                "weights_changed": changed,
+                "real_sparsity": zero / numel,
+                "prunable_parameters": numel,
+            }
+
+    def read(self) -> Exported:
+        directory, facts = self.directory.path(), self.facts
+        layers: dict[str, float] = json.loads((directory / _LAYERS).read_text())
+        return Exported(directory, facts["real_sparsity"], facts["weights_changed"], layers)

@@ -13,12 +13,15 @@ from rich.console import Console as RichConsole
 from pipeline import recipe
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.errors import UserError
-from pipeline.flow import Flow, TrainingError
+from pipeline.flow import Flow
+from pipeline.learning.board import start_board
 from pipeline.main import begin, local_directory
 from pipeline.plan import Plan
-from pipeline.progress import Console, Mode, start_board
+from pipeline.progress import Console, Mode
 from pipeline.ray_cluster import end_in_order_when_terminated, resources
 from pipeline.records import tags as run_tags
+from pipeline.stages.learn import TrainingError
+from pipeline.stages.prior import Prior
 from pipeline.storage import StageDir, fingerprint, write_atomically
 from pipeline.tracking import Run, make_tracker
 from pipeline.tracking.system import SystemMetrics
@@ -62,8 +65,8 @@ def tune(
     if len(asked.sparsities) > 1 and options.against != "sparsity":
         warnings.append(f"the search is at sparsity {sparsity:g}, the highest of {asked.sparsities}")
     config = plan.config
-    key = fingerprint(VERSION, _identity(config), learn, wanted, [s.key for s in plan.stages if s.stage == "prior"])
-    stage = StageDir(plan.corpora["calibration"][0].uri, "tune", found.name, key)
+    key = fingerprint(VERSION, _identity(config), learn, wanted, [prior.key for prior in plan.of(Prior)])
+    stage = StageDir(plan.corpus("calibration").store, "tune", found.name, key)
     directory = local_directory(plan) / "tune" / f"{found.name}-{key}"
     tracker = make_tracker(config.tracking.uri, config.tracking.experiment, local_directory(plan))
     with ExitStack() as stack:
@@ -80,7 +83,7 @@ def tune(
         run.log_params({"space": {field: str(domain) for field, domain in wanted.domains.items()}})
         comparisons: list[Comparison] = []
         try:
-            Flow(plan, console, run).execute(last="prior")
+            Flow(plan, console, run).execute(last=Prior)
             with console.stage("search"):
                 records = _search(plan, learn, sparsity, wanted, stage, directory / RECORDS, console, run)
             winners = outcome.front(records, options.against) if options.against else outcome.finished(records)[:1]
@@ -158,9 +161,10 @@ def _search(
         sparsity=sparsity,
         watch_every=search.watch_every(config.learn[learn], wanted.stops_early),
         uri=stage.uri_of(),
-        calibration=plan.corpora["calibration"][0],
-        heldout=plan.corpora["heldout"][0],
-        priors=dict(plan.priors),
+        model=plan.of(Prior)[0].model,
+        calibration=plan.corpus("calibration"),
+        heldout=plan.corpus("heldout"),
+        priors=plan.priors,
         board=start_board(),
     )
     at_a_time = search.concurrent(config.learn[learn], resources())
@@ -168,7 +172,7 @@ def _search(
     with stage.work(keep=True) as (_, facts):
         search.run(wanted, trials, records, Watcher(trials, records, console, run), at_a_time)
         for record in records:
-            forget_logits(trials.job(record.values).stage)
+            forget_logits(trials.trial(record.values).directory)
         facts |= {"trials": len(records)}
     return records
 

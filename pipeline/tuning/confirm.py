@@ -16,7 +16,7 @@ from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.flow import Flow
 from pipeline.plan import make_plan
 from pipeline.progress import Console
-from pipeline.stages import evaluate
+from pipeline.stages.evaluate import TextPerplexity
 from pipeline.tracking.base import Run
 from pipeline.tuning import space
 
@@ -105,9 +105,9 @@ def confirm(
         plan = make_plan(confirm_config(config, learn, sparsity, contenders, seed))
         with run.child(f"confirm-seed-{seed}", {"stage": "confirm", "seed": str(seed)}) as child:
             Flow(plan, console, child).execute()
-            for cell in plan.measurements:
-                if cell.kind == "perplexity" and cell.variant.method in contenders:
-                    found = evaluate.result(cell.stage)["nll"]
+            for cell in plan.of(TextPerplexity):
+                if cell.variant.method in contenders:
+                    found = cell.read()["nll"]
                     nll.setdefault(cell.subject, {}).setdefault(cell.variant.method, []).append(found)
                     child.log_metrics({f"nll.{cell.variant.method}.{cell.subject}": found})
     return [Comparison(other, text, by) for text, by in nll.items() for other in contenders if other != WINNER]

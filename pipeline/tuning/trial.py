@@ -15,10 +15,13 @@ from ray import tune
 
 from pipeline.config import RunConfig
 from pipeline.learning.checkpoint import FOLDER, Checkpoint
+from pipeline.learning.trainer import trainer
 from pipeline.learning.worker import Job
-from pipeline.plan import PriorKey
-from pipeline.stages import learn
-from pipeline.storage import StageDir, fingerprint
+from pipeline.stages.base import PinnedModel
+from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.learn import Learn
+from pipeline.stages.prior import Prior, PriorKey
+from pipeline.storage import StageDir
 from pipeline.tuning import space
 
 #: What trials are judged by, among the metrics of a step.
@@ -40,39 +43,42 @@ class Trials:
     watch_every: int
     uri: str
     """Where the trials and Ray Train's books lie."""
-    calibration: StageDir
-    heldout: StageDir
-    priors: Mapping[PriorKey, StageDir]
+    model: PinnedModel
+    calibration: Calibrate
+    heldout: Calibrate
+    priors: Mapping[PriorKey, Prior]
     """Finished before the search begins."""
     board: Any
-    """Actor that takes the events of all trials, see :mod:`pipeline.progress`."""
+    """Actor that takes the events of all trials, see :class:`pipeline.learning.board.Board`."""
 
-    def job(self, values: Mapping[str, Any]) -> Job:
+    def trial(self, values: Mapping[str, Any]) -> Trial:
         """The learning run of a trial. Trials of the same values have the same directory."""
         settings = {key: value for key, value in values.items() if key != SPARSITY}
         config = space.place(self.config, self.learn, settings)
-        config = config.model_copy(update={"watch_every": self.watch_every})
         sparsity = values.get(SPARSITY, self.sparsity)
-        prior = self.priors[config.settings.prior, self.config.prior.start_scope(config.settings), sparsity]
-        key = fingerprint(
-            learn.VERSION, config, sparsity, self.config.seed, prior.key, self.calibration.key, self.heldout.key
-        )
-        return Job(
-            stage=StageDir(self.uri, "trials", self.learn, key),
-            model=self.config.model,
-            learn=config,
+        return Trial(
+            store=self.uri,
+            model=self.model,
+            entry=self.learn,
+            config=config.model_copy(update={"watch_every": self.watch_every}),
+            shown_seed=None,
             sparsities=(sparsity,),
             seed=self.config.seed,
+            prior=self.priors[config.settings.prior, self.config.prior.start_scope(config.settings), sparsity],
             calibration=self.calibration,
             heldout=self.heldout,
-            prior=prior,
-            board=self.board,
         )
 
-    def tokens(self, job: Job) -> int:
-        """Tokens that a trial learns from when it is not stopped."""
-        settings = job.learn.settings
-        return settings.steps * settings.batch_rows * self.config.data.context_length
+
+@dataclass(frozen=True, eq=False)
+class Trial(Learn):
+    """A learning run of a search."""
+
+    KIND = "trials"
+
+    @property
+    def item(self) -> str:
+        return self.entry
 
 
 class TrialError(Exception):
@@ -85,24 +91,23 @@ def run(values: dict[str, Any], trials: Trials) -> None:
     Raises:
         TrialError: the loss became NaN or infinite.
     """
-    job = trials.job(values)
-    told = _Told({"tokens": trials.tokens(job), SPARSITY: job.sparsities[0]})
-    finished = job.stage.manifest()
-    if finished:
-        told.all(finished["history"])
+    trial = trials.trial(values)
+    told = _Told({"tokens": trial.tokens, SPARSITY: trial.sparsities[0]})
+    if trial.finished:
+        told.all(trial.facts["history"])
         return
-    resumed = Checkpoint.find(job.stage.uri_of(FOLDER))
+    resumed = Checkpoint.find(trial.directory.uri_of(FOLDER))
     told.all(resumed.facts["history"] if resumed else [])
-    fitting = _Fitting(job, f"{trials.uri}/ray_train")
+    fitting = _Fitting(trial.job(trials.board), f"{trials.uri}/ray_train")
     while not fitting.ended(after=LOOK_EVERY):
-        told.all(ray.get(trials.board.measured.remote(job.stage.key, told.last)))
-    if error := ray.get(trials.board.error.remote(job.stage.key)):
+        told.all(ray.get(trials.board.measured.remote(trial.key, told.last)))
+    if error := ray.get(trials.board.error.remote(trial.key)):
         raise TrialError(error)
-    history = Checkpoint(job.stage.uri_of(FOLDER)).facts["history"]
+    history = trial.history()
     told.all(history)
-    with job.stage.work(keep=True) as (_, facts):
-        facts |= {"values": values, "settings": dataclasses.asdict(job.learn.settings), "history": history}
-    forget_logits(job.stage)
+    with trial.directory.work(keep=True) as (_, facts):
+        facts |= {"values": values, "settings": dataclasses.asdict(trial.config.settings), "history": history}
+    forget_logits(trial.directory)
 
 
 class _Told:
@@ -133,7 +138,7 @@ class _Fitting(threading.Thread):
 
     def __init__(self, job: Job, storage_path: str) -> None:
         super().__init__(name="fit", daemon=True)
-        self._trainer = learn.trainer(job, storage_path)
+        self._trainer = trainer(job, storage_path)
         self._error: BaseException | None = None
         self.start()
 

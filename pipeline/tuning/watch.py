@@ -112,20 +112,20 @@ class _Active:
 
     def __init__(self, record: Record, trials: Trials, console: Console, run: Run) -> None:
         self.record = record
-        job = trials.job(record.values)
-        settings = job.learn.settings
-        self._stage, self._steps = job.stage, settings.steps
+        trial = trials.trial(record.values)
+        settings = trial.config.settings
+        self._stage, self._steps = trial.directory, settings.steps
         self.name = f"trial {record.number}"
         self._progress = TrainingProgress(
             console,
             self.name,
             settings.steps,
             settings.batch_rows * trials.config.data.context_length,
-            1 - job.sparsities[0],
+            1 - trial.sparsities[0],
         )
-        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{job.sparsities[0]:g}"}
+        tags = {"stage": "trial", "method": trials.learn, "sparsity": f"{trial.sparsities[0]:g}"}
         self._run = run.child(f"trial-{record.number:03d}", tags)
-        self._run.log_params({**record.values, SPARSITY: job.sparsities[0], "steps": settings.steps})
+        self._run.log_params({**record.values, SPARSITY: trial.sparsities[0], "steps": settings.steps})
         self._curves = Curves(self._run)
         self._curves.fill(self._history())
         self._began = time.time()

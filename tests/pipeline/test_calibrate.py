@@ -21,7 +21,9 @@ from pipeline.models import load_tokenizer
 from pipeline.ray_cluster import start_ray, stop_ray
 from pipeline.rows import PackedRows
 from pipeline.stages import calibrate
-from pipeline.storage import MANIFEST, StageDir
+from pipeline.stages.base import PinnedModel
+from pipeline.stages.calibrate import Calibrate
+from pipeline.storage import MANIFEST
 
 pytestmark = pytest.mark.ray
 
@@ -38,18 +40,28 @@ def _run(
     item: str,
     corpus: CorpusConfig,
     model: Path,
-    apart: list[StageDir] | None = None,
+    apart: list[Calibrate] | None = None,
     shards: int = 3,
     tokenizer_workers: int | None = None,
-) -> tuple[StageDir, dict]:  # type: ignore[type-arg]
-    stage = StageDir(str(directory), "calibrate", item, "0")
-    settings = DataConfig(context_length=32, shards=shards, tokenizer_workers=tokenizer_workers)
-    return stage, calibrate.run(stage, corpus, settings, ModelConfig(source=str(model)), apart or [], True)
+) -> tuple[Calibrate, dict]:  # type: ignore[type-arg]
+    text = Calibrate(
+        store=str(directory),
+        role=item,
+        section=f"data.{item}",
+        corpus=corpus,
+        content=None,
+        data=DataConfig(context_length=32, shards=shards, tokenizer_workers=tokenizer_workers),
+        model=PinnedModel(ModelConfig(source=str(model)), ""),
+        apart=tuple(apart or ()),
+        keep_texts=True,
+    )
+    text.run()
+    return text, text.facts
 
 
-def _files(stage: StageDir) -> dict[str, bytes]:
+def _files(stage: Calibrate) -> dict[str, bytes]:
     """What a stage wrote, but for its manifest, which has times."""
-    return {f.name: f.read_bytes() for f in Path(stage.path()).iterdir() if f.name != MANIFEST}
+    return {f.name: f.read_bytes() for f in Path(stage.directory.path()).iterdir() if f.name != MANIFEST}
 
 
 def _counts(facts: dict) -> dict:  # type: ignore[type-arg]
@@ -64,7 +76,7 @@ def documents(tiny: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one(tiny: Path, documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[StageDir, dict]:  # type: ignore[type-arg]
+def one(tiny: Path, documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibrate, dict]:  # type: ignore[type-arg]
     """The documents in one file, read in one piece."""
     directory = tmp_path_factory.mktemp("one")
     corpus = CorpusConfig(source=str(write_lines(directory / "all.jsonl", documents)), tokens=TOKENS)
@@ -81,7 +93,7 @@ def write_lines(path: Path, texts: list[str]) -> Path:
 
 def test_rows_hold_the_documents_in_order(tiny: Path, documents: list[str], one: Any) -> None:
     stage, facts = one
-    rows = PackedRows(stage.path())
+    rows = PackedRows(stage.directory.path())
     tokenizer = load_tokenizer(ModelConfig(source=str(tiny / "model")))
     encoded = tokenizer(documents)["input_ids"]
     stream = [token for ids in encoded for token in [*ids, tokenizer.eos_token_id]]
@@ -90,7 +102,7 @@ def test_rows_hold_the_documents_in_order(tiny: Path, documents: list[str], one:
     ends = np.cumsum([len(ids) + 1 for ids in encoded])
     used = int(np.searchsorted(ends, TOKENS)) + 1
     assert used < len(documents)
-    assert json.loads((stage.path() / calibrate.TEXTS).read_text()) == list(dict.fromkeys(documents[:used]))
+    assert stage.texts() == list(dict.fromkeys(documents[:used]))
     assert facts["documents"] == used
     assert (facts["tokens"], facts["tokens_read"]) == (TOKENS, ends[used - 1])
     assert facts["dropped_tail_tokens"] == ends[used - 1] - TOKENS
@@ -152,7 +164,7 @@ def test_long_text_is_tokenised_in_parts(monkeypatch: pytest.MonkeyPatch, tiny: 
 
 def test_a_shuffled_view_holds_the_same_rows(tiny: Path, tmp_path: Path) -> None:
     stage, _ = _run(tmp_path, "x", CorpusConfig(source=str(tiny / "text.jsonl"), tokens=4096), tiny / "model")
-    plain, mixed = PackedRows(stage.path()), PackedRows(stage.path(), shuffle=3)
+    plain, mixed = PackedRows(stage.directory.path()), PackedRows(stage.directory.path(), shuffle=3)
     assert not np.array_equal(plain.take(0, 128), mixed.take(0, 128))
     assert sorted(map(bytes, plain.take(0, 128))) == sorted(map(bytes, mixed.take(0, 128)))
     assert np.array_equal(mixed[5], mixed[5 + 128])
@@ -165,7 +177,7 @@ def test_corpora_share_no_document(tiny: Path, tmp_path: Path) -> None:
     evaluation, _ = _run(tmp_path, "eval", CorpusConfig(source=str(tiny / "text.jsonl"), tokens=8192), tiny / "model")
     corpus = CorpusConfig(source=str(copies), tokens=1024)
     calibration, facts = _run(tmp_path, "cal", corpus, tiny / "model", [evaluation])
-    texts = [set(json.loads((s.path() / calibrate.TEXTS).read_text())) for s in (evaluation, calibration)]
+    texts = [set(s.texts()) for s in (evaluation, calibration)]
     assert not texts[0] & texts[1]
     assert facts["shared_documents_dropped"] > 0
 
@@ -174,7 +186,7 @@ def test_shares_split_one_source(tiny: Path, tmp_path: Path) -> None:
     source = str(tiny / "text.jsonl")
     low, _ = _run(tmp_path, "low", CorpusConfig(source=source, share=(0, 50), tokens=2048), tiny / "model")
     high, _ = _run(tmp_path, "high", CorpusConfig(source=source, share=(50, 100), tokens=2048), tiny / "model")
-    texts = [set(json.loads((s.path() / calibrate.TEXTS).read_text())) for s in (low, high)]
+    texts = [set(s.texts()) for s in (low, high)]
     assert texts[0]
     assert texts[1]
     assert not texts[0] & texts[1]
@@ -188,7 +200,7 @@ def test_a_corpus_that_is_too_small_says_how_much_it_has(tiny: Path, tmp_path: P
     empty.write_text("")
     with pytest.raises(UserError, match=r"empty.jsonl has 0 tokens"):
         _run(tmp_path, "y", CorpusConfig(source=str(empty), tokens=10), tiny / "model")
-    assert StageDir(str(tmp_path), "calibrate", "x", "0").manifest() is None
+    assert Calibrate(str(tmp_path), "calibrate", "x", "0").manifest() is None
 
 
 def test_records_without_text_are_left_out_and_counted(tiny: Path, tmp_path: Path) -> None:
@@ -202,9 +214,9 @@ def test_records_without_text_are_left_out_and_counted(tiny: Path, tmp_path: Pat
     }
     assert found["whole"][1]["records_without_text"] == 0
     assert found["gaps"][1]["records_without_text"] == 3  # those at the end come after the last row
-    texts = {name: json.loads((stage.path() / calibrate.TEXTS).read_text()) for name, (stage, _) in found.items()}
+    texts = {name: stage.texts() for name, (stage, _) in found.items()}
     assert texts["gaps"] == texts["whole"]
-    assert np.array_equal(*(PackedRows(stage.path()).take(0, 32) for stage, _ in found.values()))
+    assert np.array_equal(*(PackedRows(stage.directory.path()).take(0, 32) for stage, _ in found.values()))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from leap.export import export
 from leap.layerwise import LayerResult
 from leap.surgery import prunable_linears
 from pipeline import checksums
+from pipeline.artifacts import prior
 from pipeline.errors import DamagedError
 from pipeline.rows import PackedRows
-from pipeline.stages import prior
 from pipeline.stages.calibrate import ShardWriter
 from pipeline.storage import MANIFEST, StageDir, _compared
 
@@ -42,7 +42,7 @@ def write_prior(directory: Path, model: LlamaForCausalLM) -> None:
         (name, LayerResult(linear.weight > 0, linear.weight.detach(), linear.weight.detach().abs()))
         for name, linear in prunable_linears(model).items()
     ]
-    prior._write(directory, model, True, results)
+    prior.write(directory, model, True, results)
 
 
 def write_export(directory: Path, model: LlamaForCausalLM) -> None:

@@ -24,6 +24,7 @@ from pipeline import hub, local_text, models, preflight, recipe
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import tasks
 from pipeline.run import main, parse, parser
+from pipeline.stages.evaluate import Cell
 
 #: The public command line: options (with the number of values) and positionals of each command.
 COMMANDS = {
@@ -494,9 +495,9 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
     assert not list(tmp_path.iterdir())
 
     plan = pipeline.main.make_plan(recipe.load(arguments[2], arguments[3:]))
-    with plan.priors["wanda", "row", 0.5].work():
+    with plan.priors["wanda", "row", 0.5].directory.work():
         pass
-    with plan.measurements[0].stage.work():
+    with plan.of(Cell)[0].directory.work():
         pass
     assert main(arguments) == 0
     out = capsys.readouterr().out

@@ -10,6 +10,8 @@ from pipeline import fallbacks, recipe
 from pipeline.config import CorpusConfig, DataConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.plan import make_plan
+from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.evaluate import TextPerplexity
 
 GONE = CorpusConfig(source="/no/such.jsonl", fallback="embedded", text_field="page", tokens=1000)
 
@@ -40,11 +42,11 @@ def test_the_plan_its_records_and_its_measurements_name_what_is_read(monkeypatch
     monkeypatch.delenv("LEAP_DATA", raising=False)
     changes = ["model.source=nano", "data.context_length=256", "evaluate.tasks=[]", "evaluate.documents_of={}"]
     plan = make_plan(recipe.load("smollm2", changes))
-    assert list(plan.corpora) == ["embedded", "heldout", "calibration"]
-    assert {m.subject for m in plan.measurements if m.kind == "perplexity"} == {"embedded"}
+    assert [text.role for text in plan.of(Calibrate)] == ["embedded", "heldout", "calibration"]
+    assert {cell.subject for cell in plan.of(TextPerplexity)} == {"embedded"}
     assert len(plan.notes) == 4
     assert list(plan.config.data.evaluation) == ["embedded"]
-    assert {corpus.source for _, corpus, _ in plan.corpora.values()} == {"embedded"}
+    assert {text.corpus.source for text in plan.of(Calibrate)} == {"embedded"}
 
 
 def test_texts_that_exist_stay_and_keep_their_order(tmp_path: Path) -> None:

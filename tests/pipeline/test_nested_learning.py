@@ -16,12 +16,12 @@ from conftest import ROOT
 from leap.losses import output_losses
 from leap.surgery import prunable_linears
 from pipeline import models, recipe
+from pipeline.artifacts.masks import learned_masks
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.plan import Plan, make_plan
 from pipeline.results import training_curves
-from pipeline.rows import PackedRows
-from pipeline.stages import calibrate, harden, prior
-from pipeline.stages.prior import learned_masks
+from pipeline.stages import calibrate
+from pipeline.stages.learn import Learn
 
 STEPS, SPARSITIES = 11, (0.5, 0.7, 0.6)
 OVERRIDES = [
@@ -43,6 +43,7 @@ import torch.distributed as dist
 from pipeline.learning import worker
 from pipeline.plan import make_plan
 from pipeline import recipe
+from pipeline.stages.learn import Learn
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -56,35 +57,25 @@ def push(event):
 
 
 plan = make_plan(recipe.load(sys.argv[2], sys.argv[3:]))
-(work,) = plan.learns
-board = SimpleNamespace(push=SimpleNamespace(remote=push))
-texts = {role: stage for role, (stage, _, _) in plan.corpora.items()}
-worker.train_loop({"job": worker.Job(
-    stage=work.stage, model=plan.config.model, learn=work.config, sparsities=work.sparsities, seed=plan.config.seed,
-    calibration=texts["calibration"], heldout=texts["heldout"], prior=work.prior, board=board,
-)})
+(learn,) = plan.of(Learn)
+worker.train_loop({"job": learn.job(SimpleNamespace(push=SimpleNamespace(remote=push)))})
 """
 
 
-def learn(tiny: Path, output: Path, die_after: int, code: int = 0, changes: tuple[str, ...] = ()) -> Plan:
+def learned(tiny: Path, output: Path, die_after: int, code: int = 0, changes: tuple[str, ...] = ()) -> Plan:
     """Learn, from random rows, in a process of its own."""
     recipe_file, overrides = str(tiny / "tiny.yaml"), [*OVERRIDES, f"output={output}", *changes]
     plan = make_plan(recipe.load(recipe_file, overrides))
-    (work,) = plan.learns
-    for seed, role in enumerate(("calibration", "heldout")):
-        stage = plan.corpora[role][0]
-        if stage.manifest() is None:
+    (learn,) = plan.of(Learn)
+    for seed, text in enumerate((learn.calibration, learn.heldout)):
+        if not text.finished:
             rows = np.random.default_rng(seed).integers(400, size=(24, 32), dtype=np.int32)
-            with stage.work() as (directory, _):
+            with text.directory.work() as (directory, _):
                 writer = calibrate.ShardWriter(directory, 32)
                 writer.add(rows)
                 writer.close()
-    config = plan.config
-    if work.prior.manifest() is None:
-        texts = plan.corpora["calibration"][0]
-        settings = work.config.settings
-        scope = config.prior.start_scope(settings)
-        prior.run(work.prior, settings.prior, 0.7, scope, config.prior, config.model, texts, config.seed)
+    if not learn.prior.finished:
+        learn.prior.run()
     command = [sys.executable, "-c", WORKER, str(die_after), recipe_file, *overrides]
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": path})
@@ -95,18 +86,18 @@ def learn(tiny: Path, output: Path, die_after: int, code: int = 0, changes: tupl
 @pytest.fixture(scope="module")
 def plan(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A finished run."""
-    return learn(tiny, tmp_path_factory.mktemp("nested"), 0)
+    return learned(tiny, tmp_path_factory.mktemp("nested"), 0)
 
 
 def _checkpoint(plan: Plan) -> Checkpoint:
-    return Checkpoint(plan.learns[0].stage.uri_of("checkpoints"))
+    return plan.of(Learn)[0].read()
 
 
 def test_masks_are_exact_and_what_is_kept_is_kept_at_every_lower_sparsity(plan: Plan) -> None:
     names = list(prunable_linears(models.load_model(plan.config.model)))
     kept: dict[float, Any] = {}
     for sparsity in sorted(SPARSITIES):
-        masks = learned_masks(plan.learns[0].stage, names, sparsity, "global")
+        masks = learned_masks(_checkpoint(plan), names, sparsity, "global")
         kept[sparsity] = torch.cat([masks(n, name).flatten() for n, name in enumerate(names)])
         assert int((~kept[sparsity]).sum()) == round(sparsity * kept[sparsity].numel())
     assert not (kept[0.6] & ~kept[0.5]).any()
@@ -118,7 +109,7 @@ def test_each_sparsity_has_its_steps_its_multiplier_and_its_held_out_loss(plan: 
     assert len(facts["multipliers"]) == 3
     steps: list[int] = []
     for number, sparsity in enumerate(SPARSITIES):
-        curves = training_curves(plan, plan.learns[0], sparsity)
+        curves = training_curves(plan.of(Learn)[0], sparsity)
         steps += curves["step"]
         assert curves["target_density"] == 1 - sparsity
         assert curves["lagrangian"][-1] == facts["multipliers"][number]
@@ -133,8 +124,8 @@ def test_each_sparsity_has_its_steps_its_multiplier_and_its_held_out_loss(plan: 
 
 
 def test_a_killed_run_continues_bit_for_bit(plan: Plan, tiny: Path, tmp_path: Path) -> None:
-    learn(tiny, tmp_path, 4, code=7)
-    again = learn(tiny, tmp_path, 0)
+    learned(tiny, tmp_path, 4, code=7)
+    again = learned(tiny, tmp_path, 0)
     ours, theirs = _checkpoint(again), _checkpoint(plan)
     assert ours.facts["multipliers"] == theirs.facts["multipliers"]
     strip = [{k: v for k, v in step.items() if k != "seconds"} for step in ours.facts["history"]]
@@ -147,21 +138,20 @@ def test_a_killed_run_continues_bit_for_bit(plan: Plan, tiny: Path, tmp_path: Pa
 
 def test_masks_over_new_weights_are_exported_with_them(tiny: Path, tmp_path: Path) -> None:
     changes = ("learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior")
-    plan = learn(tiny, tmp_path, 0, changes=changes)
-    config, artifact = plan.config, prior.PriorArtifact(plan.learns[0].prior.path())
+    plan = learned(tiny, tmp_path, 0, changes=changes)
+    config, artifact = plan.config, plan.of(Learn)[0].prior.read()
     dense = prunable_linears(models.load_model(config.model))
     variant = next(v for v in plan.variants if v.method == "leap" and v.sparsity == 0.6)
     assert variant.export is not None
-    assert variant.made_by is not None
-    facts = harden.run(variant.export, config.model, "leap", 0.6, "global", variant.made_by, variant.weights)
-    assert facts["weights_changed"]
-    exported = models.load_model(config.model, variant.export.path())
+    variant.export.run()
+    assert variant.export.read().weights_changed
+    exported = models.load_model(config.model, variant.export.read().directory)
     for name, linear in prunable_linears(exported).items():
         new = artifact.new_weight(name, dense[name].weight.detach())
         kept = linear.weight != 0
         assert torch.equal(linear.weight[kept], new[kept])
     # What training saw of the hard mask is what the export computes.
-    rows = torch.from_numpy(PackedRows(plan.corpora["heldout"][0].path()).take(0, 4))
+    rows = torch.from_numpy(plan.corpus("heldout").read().take(0, 4))
     with torch.no_grad():
         losses = [float(output_losses(exported(input_ids=row[None]).logits, row[None])[0]) for row in rows]
     watched = _checkpoint(plan).facts["history"][-1]["mask_loss.hard-0.6"]

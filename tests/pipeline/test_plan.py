@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import corpora, estimate, models, recipe
+from pipeline import corpora, models, recipe
 from pipeline.errors import UserError
 from pipeline.learning.worker import Job
 from pipeline.plan import Plan, make_plan, task_directory
 from pipeline.sizes import measure
+from pipeline.stages.benchmark import Benchmark
+from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.cost import Machine
+from pipeline.stages.evaluate import Cell, Cloze, TaskAccuracy
+from pipeline.stages.learn import WORKER_START, Learn, learn_seconds, training_tokens, worker_memory
+from pipeline.stages.prior import Prior
+from pipeline.stages.reconstruct import Reconstruct
+
+MACHINE = Machine(cpu=1e9, gpus=False)
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +158,9 @@ def test_a_change_makes_necessary_what_depends_on_it_and_nothing_else(
 
 def test_several_seeds_share_the_prior_and_differ_in_the_seed_alone(tiny: Path, base: list[str]) -> None:
     plan = plan_of(tiny, [*base, "learn.leap.seeds=[3, 5]", "reconstruct=[leap]"])
-    assert [work.config.settings.seed for work in plan.learns] == [3, 5]
-    assert len({work.prior.key for work in plan.learns}) == 1
-    learned = [(v.name, v.method, v.seed) for v in plan.variants if plan.learned(v)]
+    assert [learn.config.settings.seed for learn in plan.of(Learn)] == [3, 5]
+    assert len({learn.prior.key for learn in plan.of(Learn)}) == 1
+    learned = [(v.name, v.method, v.seed) for v in plan.variants if v.learned]
     assert learned == [
         ("leap.seed3@0.5", "leap", 3),
         ("leap+weights.seed3@0.5", "leap+weights", 3),
@@ -175,13 +184,13 @@ def test_speed_is_measured_of_learned_masks_where_it_is_asked_for(
     tiny: Path, base: list[str], keys: dict[str, str]
 ) -> None:
     asked = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}"])
-    assert [work.stage.name for work in asked.speeds] == ["benchmark/leap@0.5"]
+    assert [speed.name for speed in asked.of(Benchmark)] == ["benchmark/leap@0.5"]
     assert list(keys_of(asked))[-1] == "benchmark/leap@0.5"
     for change, again in (("benchmark.tokens=5", True), ("seed=1", True), ("prior.methods=[]", False)):
-        (work,) = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}", change]).speeds
-        assert (work.stage.key != asked.speeds[0].stage.key) == again, change
-    assert recipe.load("nano").benchmark is not None
-    assert estimate.benchmark_seconds(recipe.load("nano"), measure(recipe.load("nano"))) < 20
+        (speed,) = plan_of(tiny, [*base, "reconstruct=[leap]", "benchmark={tokens: 4}", change]).of(Benchmark)
+        assert (speed.key != asked.of(Benchmark)[0].key) == again, change
+    nano = make_plan(recipe.load("nano"))
+    assert 0 < (nano.of(Benchmark)[0].cost(measure(nano.config), MACHINE).seconds or 0) < 20
 
 
 def test_output_and_name_move_results_and_change_none(
@@ -189,7 +198,7 @@ def test_output_and_name_move_results_and_change_none(
 ) -> None:
     moved = plan_of(tiny, [*base, f"output={tmp_path}", "name=other"])
     assert keys_of(moved) == keys
-    assert all(stage.uri_of().startswith(f"{tmp_path}/other/") for stage in moved.stages)
+    assert all(stage.directory.uri_of().startswith(f"{tmp_path}/other/") for stage in moved.stages)
 
 
 def test_another_text_or_model_is_noticed_by_its_files(tiny: Path, base: list[str], tmp_path: Path) -> None:
@@ -246,10 +255,9 @@ def test_another_local_task_is_noticed_by_its_definition_and_its_data(
 
 def test_a_remote_store_is_not_touched_while_planning(tiny: Path, base: list[str], tmp_path: Path) -> None:
     plan = plan_of(tiny, [*base, f"output=memory://{tmp_path.name}"])
-    specs = {m.spec for m in plan.measurements if m.subject == "cloze"}
-    assert plan.cloze is not None
-    assert specs == {plan.cloze.uri_of()}
-    assert plan.cloze.uri_of().startswith("memory://")
+    (cloze,) = plan.of(Cloze)
+    assert {cell.source for cell in plan.of(TaskAccuracy) if cell.subject == "cloze"} == {cloze}
+    assert cloze.directory.uri_of().startswith("memory://")
 
 
 def test_files_and_tasks_lie_where_leap_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,26 +307,30 @@ def test_memory_and_time_shrink_with_workers_and_grow_with_tokens(tiny: Path) ->
     config = recipe.load(str(tiny / "tiny.yaml"), ["learn.leap.settings.clip=0"])
     sizes = measure(config)
     one, four = (config.learn["leap"].model_copy(update={"workers": workers}) for workers in (1, 4))
-    memory_one, memory_four = (estimate.worker_memory(config, learn, sizes) for learn in (one, four))
+    dtype, length = config.model.dtype, config.data.context_length
+    memory_one, memory_four = (worker_memory(learn, dtype, length, sizes) for learn in (one, four))
     assert memory_one["weights, float32, frozen"] == 4 * memory_four["weights, float32, frozen"] == 4 * sizes.parameters
     assert memory_one["mask logits and adam8bit"] == 6 * sizes.prunable
     assert memory_one["gradient held to the end of a step"] == 4 * sizes.prunable
     assert memory_four["gradient held to the end of a step"] == 0  # four micro-batches in all
     clipped = recipe.load(str(tiny / "tiny.yaml"), ["learn.leap.workers=4"]).learn["leap"]
-    assert estimate.worker_memory(config, clipped, sizes)["gradient held to the end of a step"] == sizes.prunable
+    held = worker_memory(clipped, dtype, length, sizes)["gradient held to the end of a step"]
+    assert held == sizes.prunable
     assert memory_one["largest layer, gathered"] == memory_four["largest layer, gathered"]
-    seconds = [estimate.learn_seconds(config, learn, sizes, 1e6) - estimate.WORKER_START for learn in (one, four)]
+    seconds = [learn_seconds(learn, length, sizes, 1e6) - WORKER_START for learn in (one, four)]
     assert seconds[0] == pytest.approx(4 * seconds[1])
     # A token: 2·N forward, 2·N backward, 2·N for the teacher, and the gradient of the masked weights.
-    least = (6 * sizes.linear + 2 * sizes.prunable) * estimate.training_tokens(config, one) / 1e6
+    least = (6 * sizes.linear + 2 * sizes.prunable) * training_tokens(one, length) / 1e6
     assert least < seconds[0] < 1.2 * least
-    assert estimate.prior_seconds(config, "admm", sizes, 1e6) > estimate.prior_seconds(config, "wanda", sizes, 1e6)
+    priors = plan_of(tiny, ["prior.methods=[wanda, admm]"]).of(Prior)
+    wanda, admm = (prior.cost(sizes, MACHINE).seconds or 0 for prior in priors)
+    assert admm > wanda > 0
 
 
 def test_the_full_set_of_a_task_has_no_estimate(tiny: Path, base: list[str]) -> None:
     plan = plan_of(tiny, base)
     sizes = measure(plan.config)
-    seconds = {m.subject: estimate.evaluate_seconds(plan.config, m, sizes, 1e9) for m in plan.measurements}
+    seconds = {cell.subject: cell.cost(sizes, MACHINE).seconds for cell in plan.of(Cell)}
     assert seconds["one"] is None
     assert seconds["two"]
     assert seconds["words"]
@@ -327,7 +339,7 @@ def test_the_full_set_of_a_task_has_no_estimate(tiny: Path, base: list[str]) -> 
 
 def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
     plan = plan_of(tiny, base)
-    assert {role: apart for role, (_, _, apart) in plan.corpora.items()} == {
+    assert {text.role: [other.role for other in text.apart] for text in plan.of(Calibrate)} == {
         "words": [],
         "heldout": ["words"],
         "calibration": ["words", "heldout"],
@@ -337,22 +349,22 @@ def test_the_corpora_of_a_plan_stay_apart(tiny: Path, base: list[str]) -> None:
 def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base: list[str]) -> None:
     several = [*base, "sparsities=[0.7, 0.5, 0.6]"]
     plan = plan_of(tiny, [*several, "learn.leap.nested=true", "reconstruct=[leap]"])
-    (work,) = plan.learns
-    assert (work.stage.name, work.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
-    assert work.prior == plan.priors["wanda", "row", 0.7], "the highest"
-    rows = {v.name: v.made_by for v in plan.variants}
-    assert all(rows[f"leap@{s:g}"] == work.stage for s in (0.5, 0.6, 0.7))
-    assert {fit.sparsity: fit.stage for fit in plan.reconstructions} == {
-        s: rows[f"leap+weights@{s:g}"] for s in (0.5, 0.6, 0.7)
+    (learn,) = plan.of(Learn)
+    assert (learn.name, learn.sparsities) == ("learn/leap", (0.7, 0.5, 0.6))
+    assert learn.prior == plan.priors["wanda", "row", 0.7], "the highest"
+    sources = {v.name: v.export.source for v in plan.variants if v.export}
+    assert all(sources[f"leap@{s:g}"] == learn for s in (0.5, 0.6, 0.7))
+    assert {fitted.sparsity: fitted for fitted in plan.of(Reconstruct)} == {
+        s: sources[f"leap+weights@{s:g}"] for s in (0.5, 0.6, 0.7)
     }
-    assert all(plan.learned(v) == work for v in plan.variants if v.method.startswith("leap"))
+    assert all(v.learned == learn for v in plan.variants if v.method.startswith("leap"))
     keys = keys_of(plan)  # names are told apart
     apart = keys_of(plan_of(tiny, several))
     assert len([name for name in apart if name.startswith("learn/")]) == 3
     fewer = keys_of(plan_of(tiny, [*base, "sparsities=[0.5, 0.6]", "learn.leap.nested=true"]))
     assert fewer["learn/leap"] != keys["learn/leap"]
     alone = [*base, "learn.leap.nested=true"]
-    assert [w.sparsities for w in plan_of(tiny, alone).learns] == [(0.5,)]
+    assert [learn.sparsities for learn in plan_of(tiny, alone).of(Learn)] == [(0.5,)]
     with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
         plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])
 
@@ -363,7 +375,7 @@ def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
     plan = plan_of(
         tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]", *other, "sparsities=[0.5, 0.6]"]
     )
-    assert [speed.variant.name for speed in plan.speeds] == [
+    assert [speed.item for speed in plan.of(Benchmark)] == [
         "leap.seed3@0.5",
         "rows.seed3@0.5",
         "leap.seed3@0.6",
@@ -373,10 +385,9 @@ def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
 
 def test_a_mask_over_new_weights_is_exported_with_its_priors(tiny: Path, base: list[str]) -> None:
     over = ["learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior"]
-    plan = plan_of(tiny, [*base, *over])
-    variant = next(v for v in plan.variants if v.method == "leap")
-    assert variant.weights == plan.priors["admm", "row", 0.5]
-    assert next(v for v in plan_of(tiny, base).variants if v.method == "leap").weights is None
+    (learn,) = plan_of(tiny, [*base, *over]).of(Learn)
+    assert (learn.prior.method, learn.prior.compared) == ("admm", "row")
+    assert learn.config.settings.weights == "prior"
     with pytest.raises(UserError, match="learned over weights that its prior has fitted"):
         plan_of(tiny, [*base, *over, "reconstruct=[leap]"])
     with pytest.raises(UserError, match="weights prior wants a prior"):

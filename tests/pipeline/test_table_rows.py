@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
 
 import pytest
 
-from pipeline import table_rows as module
 from pipeline.evaluation.perplexity import perplexity_of
 from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
 from pipeline.measured import Measured
-from pipeline.plan import Plan, Variant
+from pipeline.plan import make_plan
 from pipeline.recipe import load
 from pipeline.records import variant_metrics
 from pipeline.reporting.summary import is_learned
-from pipeline.storage import StageDir
+from pipeline.stages.harden import Exported
+from pipeline.stages.variant import Variant
+from pipeline.table_rows import Finding, Table, make_table
 
 
 def scored(scores: list[int]) -> ZeroShot:
@@ -37,38 +39,26 @@ FOUND = {
 }
 
 
-def stage(kind: str) -> StageDir:
-    return StageDir("nowhere", kind, "item", "key")
+def variants(*overrides: str) -> list[Variant]:
+    """Those of a recipe, by name and seed; nothing is run."""
+    return make_plan(load("nano", ["sparsities=[0.5]", "prior.methods=[wanda, admm]", *overrides])).variants
 
 
-VARIANTS = [
-    Variant("dense"),
-    Variant("wanda", 0.5, "row", stage("harden"), stage("prior")),
-    Variant("admm", 0.5, "row", stage("harden"), stage("prior")),
-    Variant("leap", 0.5, "global", stage("harden"), stage("learn"), 0),
-    Variant("leap", 0.5, "global", stage("harden"), stage("learn"), 4),
-]
+def finding(variant: Variant, **facts: Any) -> Finding:
+    """What a run would find; of a name that FOUND lacks, what it has of a learned one."""
+    exported = Exported(Path("nowhere"), 0.5, False, {}) if variant.export else None
+    measured = FOUND.get(variant.name, FOUND["leap.seed0@0.5"])
+    return Finding(variant, measured, exported, seconds=10.0 + (variant.seed or 0), **facts)
 
 
-def facts(_plan: Plan, variant: Variant) -> dict[str, Any]:
-    return {
-        "name": variant.name,
-        "method": variant.method,
-        "origin": variant.origin,
-        "target_sparsity": variant.sparsity,
-        "real_sparsity": variant.sparsity or 0.0,
-        "training_tokens": 0,
-        "scope": variant.scope,
-        "weights_changed": False,
-        "seconds": 10.0 + (variant.seed or 0),
-    }
+def table(*overrides: str) -> Table:
+    return make_table([finding(variant) for variant in variants(*overrides)], 0.5, "float32")
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, dict[str, Any]], dict[str, float], list[str]]:
-    monkeypatch.setattr(module, "measured", lambda _plan, variant: FOUND[variant.name])
-    rows, chance, clear = module.table_rows(Plan(load("nano"), variants=VARIANTS), facts)
-    return {row["name"]: row for row in rows}, chance, clear
+@pytest.fixture(scope="module")
+def made() -> tuple[dict[str, dict[str, Any]], dict[str, float], list[str]]:
+    found = table("learn.leap.seeds=[0, 4]")
+    return {row.name: cast("dict[str, Any]", row.as_json()) for row in found.rows}, found.chance, found.clear
 
 
 def test_variants_of_several_seeds_stand_behind_their_mean(made: Any) -> None:
@@ -121,7 +111,9 @@ def test_tasks_count_as_above_chance_by_the_dense_model_alone(made: Any) -> None
 
 def test_the_tracker_gets_them(made: Any) -> None:
     rows, _, _ = made
-    metrics = variant_metrics(rows["leap@0.5"])
+    methods = {"dense": "dense", "wanda@0.5": "wanda", "admm@0.5": "admm"}
+    row = next(row for row in table("learn.leap.seeds=[0, 4]").rows if row.name == "leap@0.5")
+    metrics = variant_metrics(row, methods)
     against = rows["leap@0.5"]["against"]["wanda@0.5"]
     assert metrics["against.wanda.nll.text"] == against["nll"]["text"]["difference"]
     assert metrics["against.wanda.gap_closed.text"] == against["nll"]["text"]["gap_closed"]
@@ -131,19 +123,35 @@ def test_the_tracker_gets_them(made: Any) -> None:
     assert metrics["acc.mean_above_chance"] == 5 / 8
 
 
-def test_a_row_says_how_it_came_about_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that read like something else: an entry called admm-like, and one with new weights that has no plus."""
-    variants = [
-        *VARIANTS[:3],
-        Variant("admm-like", 0.5, "global", stage("harden"), stage("learn")),
-        Variant("wanda2", 0.5, "global", stage("harden"), stage("reconstruct")),
-    ]
-    monkeypatch.setattr(module, "measured", lambda _plan, variant: FOUND.get(variant.name, FOUND["leap.seed0@0.5"]))
-    rows, _, _ = module.table_rows(Plan(load("nano"), variants=variants), facts)
-    assert [row["origin"] for row in rows] == ["dense", "layer-wise", "layer-wise", "learned", "fitted"]
-    assert [row.get("rival") for row in rows] == [None] * 3 + ["wanda@0.5"] * 2
-    assert [is_learned(cast(Any, row)) for row in rows] == [False] * 3 + [True] * 2
-    assert list(rows[3]["against"]) == ["wanda@0.5", "admm@0.5", "dense"]
+def test_a_row_says_how_it_came_about_whatever_it_is_called() -> None:
+    """Names that read like something else: an entry called admm-like."""
+    rows = table("learn.admm-like={like: leap}", "learn.leap=null", "reconstruct=[admm-like]").rows
+    assert [row.origin for row in rows] == ["dense", "layer-wise", "layer-wise", "learned", "fitted"]
+    assert [row.rival for row in rows] == [None] * 3 + ["wanda@0.5"] * 2
+    assert [is_learned(row.as_json()) for row in rows] == [False] * 3 + [True] * 2
+    assert list(rows[3].against or ()) == ["wanda@0.5", "admm@0.5", "dense"]
+
+
+def test_the_dense_row_gets_the_median_speed_and_the_models_own_dtype_counts() -> None:
+    def speed(dense: float, sparse: float) -> Any:
+        each = {"dense": {"tokens_per_second": dense}, "sparse": {"tokens_per_second": sparse}}
+        return {"decode": {"bfloat16": {"dense": {}, "sparse": {}}, "float32": each}}
+
+    several = variants("sparsities=[0.5, 0.6, 0.7]", "prior.methods=[wanda]", "learn.leap.seeds=[0, 4]")
+    speeds = {"leap.seed0@0.5": speed(10, 15), "leap.seed0@0.6": speed(12, 18), "leap.seed0@0.7": speed(11, 20)}
+    rows = make_table([finding(variant, speed=speeds.get(variant.name)) for variant in several], 1, "float32").rows
+    by_name = {row.name: row.decode_tokens_per_second for row in rows}
+    measured = {name: tokens for name, tokens in by_name.items() if tokens is not None}
+    assert measured == {"dense": 11, "leap@0.5": 15, "leap@0.6": 18, "leap@0.7": 20}, "a mean stands for its seeds"
+    assert table().rows[0].decode_tokens_per_second is None
+
+
+def test_json_leaves_out_what_a_row_does_not_have(made: Any) -> None:
+    rows, _, _ = made
+    assert rows["dense"]["target_sparsity"] is None
+    assert rows["wanda@0.5"]["rival"] is None
+    assert not {"rival", "against", "seed", "seeds", "mean", "speed", "seconds"} - {"seconds"} & set(rows["dense"])
+    assert rows["leap@0.5"]["block_sparsity"] == 0.25
 
 
 def test_the_mean_over_seeds_has_the_origin_of_its_members(made: Any) -> None:

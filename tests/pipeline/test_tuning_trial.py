@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.progress import Board
+from pipeline.learning.board import Board
 from pipeline.tuning import trial
 from pipeline.tuning.trial import LOSS
 from pipeline.tuning.watch import _last_line

@@ -6,13 +6,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting.formatting import duration
-from pipeline.reporting.schema import Stage
+from pipeline.reporting.schema import StageTime
 from pipeline.reporting.theme import ACCENT, INK, MUTED
 
 UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
-def stages_figure(stages: list[Stage]) -> Figure | None:
+def stages_figure(stages: list[StageTime]) -> Figure | None:
     """A bar for each stage, in the order they ran."""
     if not stages:
         return None
