@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from leap.methods import METHODS, LayerScope
+
 #: Of a learned mask: the model, each layer, each row.
 Scope = Literal["global", "layer", "row"]
-#: Of a layer-wise method: what weights of one matrix are compared within.
-LayerScope = Literal["row", "layer"]
 #: The same as it is asked for; ``native``: as the authors of the method have it.
 PriorScope = Literal["native", "row", "layer"]
-
-#: As the authors have it (method.md, section 4, and their code). SparseGPT's are blocks of 128 columns; OPTIMA takes
-#: Wanda's mask.
-NATIVE: dict[str, LayerScope] = {
-    "magnitude": "layer",
-    "wanda": "row",
-    "sparsegpt": "layer",
-    "thanos": "layer",
-    "admm": "layer",
-    "alps": "layer",
-    "optima": "row",
-}
 
 
 def layer_scope(method: str, requested: PriorScope) -> LayerScope:
@@ -29,7 +17,7 @@ def layer_scope(method: str, requested: PriorScope) -> LayerScope:
 
     Magnitude does so within the layer in any case: by row it would be another method than the usual one.
     """
-    return NATIVE[method] if requested == "native" or method == "magnitude" else requested
+    return METHODS.native(method) if requested == "native" or method == "magnitude" else requested
 
 
 def scope_name(method: str, scope: LayerScope) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from leap.methods import METHODS
 from leap.schedules import Schedule
 from leap.scopes import PriorScope, Scope
-from leap.validation import NO_UNKNOWN_KEYS, check_choices
+from leap.validation import NO_UNKNOWN_KEYS, OneOf, check_choices
 
 Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
-_KEEP_WEIGHTS = ("magnitude", "wanda")  # priors that choose a mask and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class LearnSettings:
     """Temperature τ of the gate."""
     scale: Schedule = field(default_factory=lambda: Schedule(start=1.0, end=1.0))
     """Scale κ of the logits."""
-    prior: Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps"] = "admm"
+    prior: Annotated[str, OneOf(METHODS)] = "admm"
     """Layer-wise method whose mask the logits start from."""
     prior_scope: PriorScope = "row"
     """Within what that method compares weights; ``native``: as its authors have it."""
@@ -136,7 +136,7 @@ class LearnSettings:
         for name in ("distillation", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.weights == "prior" and self.prior in _KEEP_WEIGHTS:
+        if self.weights == "prior" and not METHODS.changes_weights(self.prior):
             raise ValueError(f"weights prior wants a prior that changes weights, admm say, and {self.prior} does not")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")

@@ -7,14 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from leap.scopes import NATIVE, LayerScope, PriorScope, layer_scope, scope_name
+from leap.methods import METHODS
+from leap.scopes import LayerScope, PriorScope, layer_scope, scope_name
 from leap.settings import LearnSettings
+from leap.validation import OneOf
 from pipeline import number_types
 from pipeline.mappings import merge
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Method = Literal["magnitude", "wanda", "sparsegpt", "thanos", "admm", "alps", "optima"]
+Method = Annotated[str, OneOf(METHODS)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 #: Bytes of a name that directories and runs are named after.
@@ -163,7 +165,7 @@ class PriorConfig(Section):
     @staticmethod
     def row_name(method: str, scope: LayerScope) -> str:
         """What the table calls a method at a scope: its own name where its authors have it so."""
-        return method if scope == NATIVE[method] else f"{method}-{scope}"
+        return method if scope == METHODS.native(method) else f"{method}-{scope}"
 
     @property
     def row_names(self) -> list[str]:

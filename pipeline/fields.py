@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
+from leap.validation import OneOf
 from pipeline.config import RunConfig
 
 #: Stands for the names that users give to the entries of a mapping.
@@ -71,7 +72,9 @@ def section_of(annotation: Any) -> Any:
     """The section within ``X``, ``X | None`` or ``dict[str, X]``; none if X is a plain value."""
     if dataclasses.is_dataclass(annotation) or (inspect.isclass(annotation) and issubclass(annotation, BaseModel)):
         return annotation
-    if get_origin(annotation) in (dict, Union, types.UnionType, Annotated):
+    if get_origin(annotation) is Annotated:
+        return section_of(get_args(annotation)[0])  # what else it holds says something of the value
+    if get_origin(annotation) in (dict, Union, types.UnionType):
         return next((found for a in get_args(annotation) if (found := section_of(a)) is not None), None)
     return None
 
@@ -134,6 +137,8 @@ def _type_text(annotation: Any, constraints: tuple[Any, ...] = ()) -> str:
     if annotation is type(None):
         return "none"
     if origin is Annotated:
+        if names := [a.names for a in arguments if isinstance(a, OneOf)]:
+            return " | ".join(names[0])
         extra = [c for a in arguments[1:] for c in getattr(a, "metadata", [a])]
         return _type_text(arguments[0], (*constraints, *extra))
     if origin is Literal:

@@ -2,11 +2,11 @@
 
 from leap.layerwise.base import LayerResult, Method
 from leap.layerwise.collect import collect_statistics
-from leap.layerwise.methods import METHODS
 from leap.layerwise.reconstruct import reconstruct, reconstruct_admm
 from leap.layerwise.selection import Target, prune_count, select_mask
 from leap.layerwise.statistics import InputStatistics
 from leap.layerwise.sweep import reconstruct_sweep, sweep
+from leap.methods import METHODS
 
 __all__ = [
     "METHODS",

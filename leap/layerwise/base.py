@@ -38,7 +38,7 @@ class Method:
     """A layer-wise pruning method: call it with (weight, stats, target, **options).
 
     Attributes:
-        name: key in ``METHODS``.
+        name: key in ``leap.methods.METHODS``.
         needs: the input statistics it reads; "none" accepts ``stats=None``, and "gram" also serves "norm".
         changes_weights: whether the kept weights get new values.
         steps: what its solver takes in each layer, in products of in²·out multiplications; zero where it needs no

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from leap.layerwise.activations import Activations, on_device
 from leap.layerwise.base import LayerResult, Needs, compute_dtype
 from leap.layerwise.collect import collect_statistics
-from leap.layerwise.methods import METHODS
 from leap.layerwise.reconstruct import reconstruct
 from leap.layerwise.selection import Target
 from leap.layerwise.statistics import InputStatistics
+from leap.methods import METHODS
 from leap.surgery import decoder_blocks, linears_by_block, prunable_linears
 
 

@@ -102,7 +102,7 @@ def test_steps_follow_from_rows_and_their_size_from_the_model(rows, weights, ste
         (lambda: LearnSettings(microbatch_rows=0), "microbatch_rows must be at least 1"),
         (lambda: LearnSettings(batch_rows=5, microbatch_rows=2), "batch_rows 5 is not a multiple of microbatch_rows 2"),
         (lambda: LearnSettings(steps=1 << 31, batch_rows=4), "exceed the noise's 2\\*\\*32 draws"),
-        (lambda: LearnSettings(prior="optima"), "prior must be one of magnitude, .*, not 'optima'"),
+        (lambda: LearnSettings(prior="wandda"), "prior must be one of magnitude, .*, optima, not 'wandda'"),
         (lambda: LearnSettings(prior_grading="linear"), "prior_grading must be one of sign, rank, not 'linear'"),
         (lambda: LearnSettings(scope="column"), "scope must be one of global, layer, row, not 'column'"),
         (lambda: LearnSettings(prior_strength=-1), "prior_strength must be finite and not negative, not -1"),

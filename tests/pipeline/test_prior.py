@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from leap.layerwise import sweep
+from leap.layerwise import METHODS, InputStatistics, LayerResult, Target, select_mask, sweep
+from leap.layerwise.base import layer_method
 from leap.surgery import decoder_blocks, prunable_linears
 from pipeline.config import Dtype, PriorConfig
+from pipeline.errors import UserError
 from pipeline.models import load_model
 from pipeline.plan import make_plan
 from pipeline.recipe import load
+from pipeline.sizes import measure
 from pipeline.stages import prior
 from pipeline.stages.calibrate import Calibrate, ShardWriter
+from pipeline.stages.cost import Machine
+from pipeline.stages.learn import Learn
 from pipeline.stages.prior import Prior
 
 
@@ -103,6 +108,35 @@ def test_new_weights_are_the_priors_where_it_keeps_and_dense_elsewhere(calibrati
         assert torch.equal(new[mask], weight[mask])
         assert torch.equal(new[~mask], linear.weight.detach()[~mask])
         assert not torch.equal(new, linear.weight)
+
+
+def test_a_new_method_is_one_entry_of_the_registry(
+    tiny: Path, tmp_path: Path, calibration: Calibrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe takes its name, its cost is known, and it is run and started from like any other."""
+
+    @layer_method(needs="norm", changes_weights=False)
+    def toy(weight: torch.Tensor, stats: InputStatistics, target: Target, *, column: int = 0) -> LayerResult:
+        score = torch.arange(weight.shape[1]).flip(0).expand_as(weight).float()
+        return LayerResult(select_mask(score.roll(column, 1), target), weight, score)
+
+    overrides = ["prior.methods=[toy]", "prior.options={toy: {column: 1}}", "learn.leap.settings.prior=toy"]
+    file = str(tiny / "tiny.yaml")
+    with pytest.raises(UserError, match=r"prior\.methods.*must be one of magnitude, .*, optima, not 'toy'"):
+        load(file, overrides)
+    monkeypatch.setitem(METHODS, "toy", toy)
+    plan = make_plan(load(file, [*overrides, f"output={tmp_path}"]))
+    (work,) = plan.of(Prior)
+    assert plan.of(Learn)[0].prior == work
+    cost = work.cost(measure(plan.config), Machine(cpu=1e9, gpus=False))
+    assert cost.seconds
+    assert cost.disk
+    work.run()
+    for name, linear in prunable_linears(load_model(work.model.config)).items():
+        mask, _ = work.read().layer(name)
+        assert mask.sum() == mask.numel() // 2
+        assert mask[:, 1].all(), name
+        assert linear.weight.shape == mask.shape
 
 
 def _equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -83,7 +83,7 @@ def test_a_recipe_outside_of_a_space_widens_it(nano: RunConfig, tmp_path: Path) 
         ),
         ({"learning_rates": [0.1]}, ["learning_rates", "did you mean learning_rate?"]),
         ({"learning_rate.peak": [0.1]}, ["learning_rate.peak: learning_rate is a value"]),
-        ({"prior": ["wanda", "wandda"]}, ["prior", "'magnitude'", "not 'wandda'"]),
+        ({"prior": ["wanda", "wandda"]}, ["prior", "one of magnitude, wanda", "not 'wandda'"]),
         ({"learning_rate": {"low": -1, "high": 1}}, ["learning_rate must be positive"]),
         ({"learning_rate": {"low": 0.2, "high": 0.1}}, ["learning_rate: low must lie below high"]),
         ({"weight_reward": {"low": 0, "high": 20, "log": True}}, ["weight_reward", "above 0 on a logarithmic scale"]),
