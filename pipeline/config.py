@@ -329,8 +329,10 @@ class BenchmarkConfig(Section):
 
 
 class TrackingConfig(Section):
+    stores: list[str] = ["mlflow"]
+    """Where records go besides the run's own directory; an empty list: nowhere."""
     uri: str | None = None
-    """MLflow tracking URI; none: SQLite beside the runs."""
+    """MLflow tracking URI; null: SQLite beside the runs; ``none``: no store, as an empty list of ``stores``."""
     experiment: str = "leap"
     """MLflow experiment."""
     register_as: str | None = Field(default=None, min_length=1, pattern=r"^[^/:]+$")
@@ -339,6 +341,11 @@ class TrackingConfig(Section):
     "Best" is the lowest perplexity on the first evaluation text. The best of all versions measured on the same text
     has the alias best-SPARSITY, such as best-50 for 50 %.
     """
+
+    @property
+    def active_stores(self) -> list[str]:
+        """The stores that records go to, each once."""
+        return [] if self.uri == "none" else list(dict.fromkeys(self.stores))
 
 
 class RunConfig(Section):

@@ -42,7 +42,7 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
     began = time.time()
     plan, sizes, warnings = begin(config)
     config, directory = plan.config, local_directory(plan)
-    tracker = make_tracker(config.tracking.uri, config.tracking.experiment, directory)
+    tracker = make_tracker(config.tracking, directory)
     with ExitStack() as stack:
         console = stack.enter_context(Console(directory / "run.log", mode))
         for text in warnings:
@@ -53,7 +53,7 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
             f"started in {time.time() - began:.1f} s"
         )
         run = stack.enter_context(tracker.start_run(records.run_name(config), tags=records.tags(plan)))
-        if config.tracking.uri != "none":
+        if config.tracking.active_stores:
             stack.enter_context(SystemMetrics(run))
         run.log_params(config.model_dump(mode="json"))
         run.log_dict(config.model_dump(mode="json"), "recipe.json")

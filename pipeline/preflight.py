@@ -21,7 +21,7 @@ from pipeline.estimate import machine_of
 from pipeline.plan import Plan, task_directory, task_specs
 from pipeline.sizes import Sizes, measure
 from pipeline.stages.calibrate import Calibrate
-from pipeline.tracking import default_uri
+from pipeline.tracking import check_stores
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +154,14 @@ def _tasks(config: RunConfig) -> list[str]:
 
 
 def _disk(plan: Plan, sizes: Sizes) -> None:
-    if "://" in plan.config.output:
+    local = "://" not in plan.config.output
+    check_stores(plan.config.tracking, Path(plan.config.output).expanduser() if local else Path("runs"))
+    if not local:
         try:
             fsspec.core.url_to_fs(plan.config.output)
         except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
             raise UserError(f"output: {plan.config.output}: {' '.join(str(error).split())}") from error
         return
-    if plan.config.tracking.uri is None:
-        default_uri(Path(plan.config.output).expanduser())
     machine = machine_of(plan.config)
     needed = sum(stage.cost(sizes, machine).disk or 0.0 for stage in plan.stages if not stage.finished)
     where = Path(plan.config.output).expanduser().resolve()

@@ -1,6 +1,6 @@
 """Where a run's parameters, metrics, figures and artifacts are recorded.
 
-tracker = make_tracker(uri=None, experiment="leap", directory=run_directory)
+tracker = make_tracker(TrackingConfig(), run_directory)
 with tracker.start_run("smollm2-135m") as run:
     run.log_params(config)
     with run.child("prior") as stage:
@@ -11,7 +11,8 @@ Records are written to a journal in the run's directory first and delivered to M
 """
 
 from pipeline.tracking.base import NoTracker, Run, Status, Tracker
-from pipeline.tracking.factory import default_uri, make_tracker
+from pipeline.tracking.factory import check_stores, make_tracker
 from pipeline.tracking.local import LocalRecords
+from pipeline.tracking.mlflow_store import default_uri
 
-__all__ = ["LocalRecords", "NoTracker", "Run", "Status", "Tracker", "default_uri", "make_tracker"]
+__all__ = ["LocalRecords", "NoTracker", "Run", "Status", "Tracker", "check_stores", "default_uri", "make_tracker"]

@@ -1,47 +1,60 @@
-"""The tracker a pipeline run uses."""
+"""The tracker a pipeline run uses, and the kinds of stores there are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.tracking.base import Tracker
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.local import LocalRecords
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.store import Store
+
+#: By the names in ``tracking.stores``. A new kind of store is its class and an entry here.
+STORES: dict[str, type[Store]] = {"mlflow": MlflowStore}
 
 
-def make_tracker(uri: str | None, experiment: str, directory: Path) -> Tracker:
-    """Local records in ``directory``/tracking and, unless ``uri`` is ``"none"``, MLflow.
+def make_tracker(settings: TrackingConfig, directory: Path) -> Tracker:
+    """Local records in ``directory``/tracking, delivered to each of the stores.
 
     Args:
-        uri: An MLflow tracking URI. ``None`` means an SQLite file beside ``directory``, shared by all runs there.
-        experiment: The MLflow experiment's name; created if it does not exist.
-        directory: The run's own directory. Used again after a restart, it continues the same runs.
+        directory: the run's own directory. Used again after a restart, it continues the same runs.
     """
-    if uri == "none":
-        return LocalRecords(directory / "tracking")
-    store_uri = uri or default_uri(directory.parent)
 
-    def outbox(journal: Journal) -> Outbox:
-        return Outbox(journal.file, MlflowStore(store_uri, experiment, journal.folder))
+    def outboxes(journal: Journal) -> list[Outbox]:
+        kinds = [STORES[name] for name in settings.active_stores]
+        return [Outbox(journal.file, kind.of_run(settings, directory.parent, journal.folder)) for kind in kinds]
 
-    return LocalRecords(directory / "tracking", outbox)
+    return LocalRecords(directory / "tracking", outboxes)
 
 
-def default_uri(runs: Path) -> str:
-    """The store that all runs in a directory share.
+def check_stores(settings: TrackingConfig, runs: Path) -> None:
+    """Look for what can be known to go wrong with the stores of a run.
+
+    Args:
+        runs: the directory of all runs, on this machine.
 
     Raises:
-        UserError: the directory's name means something else in a URI. Quoted, MLflow would make another directory.
+        UserError: there is no such kind of store, or it cannot be what the settings say.
     """
-    from sqlalchemy import make_url
+    for name in settings.active_stores:
+        if name not in STORES:
+            raise UserError(f"tracking.stores: must be of {', '.join(STORES)}, not {name!r}")
+        STORES[name].check(settings, runs)
 
-    database = str(runs.resolve() / "mlflow.db")
-    uri = f"sqlite:///{database}"
-    if make_url(uri).database != database:
-        raise UserError(
-            f"output: {runs} cannot hold MLflow's database; choose a path without ? and %, or a tracking.uri"
-        )
-    return uri
+
+def stores_of(folder: Path, uri: str | None) -> Iterator[Store]:
+    """The stores that the journal in ``folder`` was tracked with.
+
+    Args:
+        uri: of an MLflow store in their place.
+    """
+    if uri:
+        yield from MlflowStore.known_to(folder, uri)
+        return
+    for kind in STORES.values():
+        yield from kind.known_to(folder)

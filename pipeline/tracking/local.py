@@ -14,30 +14,33 @@ from pipeline.tracking.outbox import Outbox
 
 
 class LocalRecords(Tracker):
-    """Writes every record to a journal and, where there is an outbox, has it sent on from there.
+    """Writes every record to a journal and has it sent on from there.
 
     Args:
         directory: the records of a pipeline run lie in a folder of its name below it.
-        make_outbox: for a journal, what delivers it to a store.
+        make_outboxes: for a journal, what delivers it to each store.
     """
 
-    def __init__(self, directory: Path, make_outbox: Callable[[Journal], Outbox] | None = None) -> None:
+    def __init__(self, directory: Path, make_outboxes: Callable[[Journal], list[Outbox]] | None = None) -> None:
         super().__init__()
-        self._directory, self._make_outbox = directory, make_outbox
+        self._directory, self._make_outboxes = directory, make_outboxes
         self._journal: Journal | None = None
-        self._outbox: Outbox | None = None
+        self._outboxes: list[Outbox] = []
 
     def info(self) -> dict[str, str]:
         if self._journal is None:
             return {}
-        return (self._outbox.info() if self._outbox else {}) | {"records": str(self._journal.file)}
+        infos = [outbox.info() for outbox in self._outboxes]
+        together = {key: value for info in reversed(infos) for key, value in info.items()}  # the first store's, if any
+        if notes := [info["note"] for info in infos if "note" in info]:
+            together["note"] = " ".join(notes)
+        return together | {"records": str(self._journal.file)}
 
     def summary(self) -> list[str]:
         if self._journal is None:
             return []
-        return [f"Every record of this run is in {self._journal.file}."] + (
-            self._outbox.summary() if self._outbox else []
-        )
+        told = [line for outbox in self._outboxes for line in outbox.summary()]
+        return [f"Every record of this run is in {self._journal.file}.", *told]
 
     def open_run(self, path: RunPath, tags: dict[str, str]) -> None:
         """See :meth:`Tracker.open_run`.
@@ -50,7 +53,7 @@ class LocalRecords(Tracker):
                 self._journal = Journal(self._directory / _plain(path[0]))
             except InUseError as error:
                 raise UserError(f"output: {error}: the same run is under way") from None
-            self._outbox = self._make_outbox(self._journal) if self._make_outbox else None
+            self._outboxes = self._make_outboxes(self._journal) if self._make_outboxes else []
         self.record(path, "start", parent="/".join(path[:-1]), tags=tags)
 
     def last_step(self, path: RunPath) -> int:
@@ -62,8 +65,8 @@ class LocalRecords(Tracker):
             assert self._journal is not None, "a run is opened before it is logged to"
             self._journal.append("/".join(path), event, **fields)
             last = event == "end" and len(path) == 1
-            if self._outbox:
-                self._outbox.deliver(now=last)
+            for outbox in self._outboxes:
+                outbox.deliver(now=last)
             if last:
                 self._journal.close()
 

@@ -19,9 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.config import TrackingConfig
+from pipeline.errors import UserError
 from pipeline.redaction import HIDDEN, redact
 from pipeline.storage import local_copy, write_atomically
 from pipeline.tracking.registry import register
+from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +51,7 @@ STATES = "mlflow-*.json"
 """The files beside a journal that tell how far each store has come with it."""
 
 
-class MlflowStore:
+class MlflowStore(Store):
     """Applies records to the MLflow store or server at ``uri``; failures are raised, see ``Outbox``.
 
     Every record carries its own time and every run its id, so that a record applied twice leaves nothing twice. A file
@@ -69,16 +72,40 @@ class MlflowStore:
         # Also before anything is delivered: it says where the records belong.
         self.acknowledge(self._delivered)
 
+    @classmethod
+    def check(cls, settings: TrackingConfig, runs: Path) -> None:
+        if settings.uri is None:
+            default_uri(runs)
+
+    @classmethod
+    def of_run(cls, settings: TrackingConfig, runs: Path, folder: Path) -> MlflowStore:
+        return cls(settings.uri or default_uri(runs), settings.experiment, folder)
+
+    @classmethod
+    def known_to(cls, folder: Path, uri: str | None = None) -> Iterator[MlflowStore]:
+        """See :meth:`Store.known_to`; one whose address holds a password is known with ``uri`` alone.
+
+        Args:
+            uri: of another store, in place of the one that it was tracked with.
+        """
+        for file in sorted(folder.glob(STATES)):
+            state = json.loads(file.read_text())
+            if uri:
+                yield cls(uri, state["experiment"], folder)
+                return
+            if HIDDEN not in state["uri"]:
+                yield cls(state["uri"], state["experiment"], folder)
+
     def __str__(self) -> str:
         return f"MLflow at {self._shown_uri}"
 
     @property
     def delivered(self) -> int:
-        """See :class:`pipeline.tracking.outbox.Store`."""
+        """See :attr:`Store.delivered`."""
         return self._delivered
 
     def acknowledge(self, end: int) -> None:
-        """See :class:`pipeline.tracking.outbox.Store`."""
+        """See :meth:`Store.acknowledge`."""
         self._delivered = end
         state = {"uri": self._shown_uri, "experiment": self._experiment, "delivered": end, "runs": self._ids}
         write_atomically(self._state_file, json.dumps(state, indent=1))
@@ -211,6 +238,23 @@ class MlflowStore:
             tags = _fit_tags({f"changed.{key}": value for key, value in changed.items()})
             for tag_batch in _batches([RunTag(key, value) for key, value in tags.items()], PARAMS_PER_BATCH):
                 client.log_batch(run_id, tags=tag_batch)
+
+
+def default_uri(runs: Path) -> str:
+    """The store that all runs in a directory share.
+
+    Raises:
+        UserError: the directory's name means something else in a URI. Quoted, MLflow would make another directory.
+    """
+    from sqlalchemy import make_url
+
+    database = str(runs.resolve() / "mlflow.db")
+    uri = f"sqlite:///{database}"
+    if make_url(uri).database != database:
+        raise UserError(
+            f"output: {runs} cannot hold MLflow's database; choose a path without ? and %, or a tracking.uri"
+        )
+    return uri
 
 
 def connect(uri: str) -> MlflowClient:

@@ -5,36 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any, Protocol
 
 from pipeline.program import program
 from pipeline.redaction import HIDDEN, redact
 from pipeline.tracking.journal import read
+from pipeline.tracking.store import Store
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 300.0
 """Seconds before a store that is away is tried again; doubled each time."""
-
-
-class Store(Protocol):
-    """Where records are delivered to."""
-
-    def apply(self, record: dict[str, Any], folder: Path) -> None:
-        """Take a record of a journal in ``folder``; taking it again changes nothing."""
-
-    def alive(self) -> bool:
-        """Whether records can be delivered; asked after one could not be."""
-
-    def info(self) -> dict[str, str]:
-        """Where the records can be looked at."""
-
-    @property
-    def delivered(self) -> int:
-        """The byte of the journal that delivery has come to, also that of an earlier process."""
-
-    def acknowledge(self, end: int) -> None:
-        """Remember that all records up to the byte ``end`` of the journal are delivered."""
 
 
 class Outbox:

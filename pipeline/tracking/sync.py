@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.redaction import HIDDEN
+from pipeline.tracking.factory import stores_of
 from pipeline.tracking.journal import FILE, InUseError, Journal
-from pipeline.tracking.mlflow_store import STATES, MlflowStore
 from pipeline.tracking.outbox import Outbox
 
 
@@ -18,7 +16,7 @@ def sync(runs: Path, uri: str | None) -> Iterator[tuple[str, int, list[str]]]:
     A run that another process is at is left to it. One whose process is gone without a word ends as KILLED.
 
     Args:
-        uri: the store; none: the one that each run was tracked with.
+        uri: of an MLflow store; none: those that each run was tracked with.
 
     Yields:
         Name of the run, records delivered now, and what is left to say.
@@ -31,23 +29,13 @@ def sync(runs: Path, uri: str | None) -> Iterator[tuple[str, int, list[str]]]:
             yield name, 0, ["is under way; left to its own process"]
             continue
         try:
-            for store in _stores(file.parent, uri):
+            for store in stores_of(file.parent, uri):
                 waiting = _lines(file, store.delivered)
                 outbox = Outbox(file, store)
                 outbox.deliver(now=True)
                 yield name, waiting - _lines(file, store.delivered), outbox.notes()
         finally:
             journal.close()
-
-
-def _stores(folder: Path, uri: str | None) -> Iterator[MlflowStore]:
-    for file in sorted(folder.glob(STATES)):
-        state = json.loads(file.read_text())
-        if uri:
-            yield MlflowStore(uri, state["experiment"], folder)
-            return
-        if HIDDEN not in state["uri"]:
-            yield MlflowStore(state["uri"], state["experiment"], folder)
 
 
 def _lines(file: Path, start: int) -> int:

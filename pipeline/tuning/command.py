@@ -68,7 +68,7 @@ def tune(
     key = fingerprint(VERSION, _identity(config), learn, wanted, [prior.key for prior in plan.of(Prior)])
     stage = StageDir(plan.corpus("calibration").store, "tune", found.name, key)
     directory = local_directory(plan) / "tune" / f"{found.name}-{key}"
-    tracker = make_tracker(config.tracking.uri, config.tracking.experiment, local_directory(plan))
+    tracker = make_tracker(config.tracking, local_directory(plan))
     with ExitStack() as stack:
         console = stack.enter_context(Console(directory / "tune.log", mode))
         for text in warnings:
@@ -77,7 +77,7 @@ def tune(
         tags = run_tags(plan) | {"stage": "tune", "method": learn, "space": found.name, "sparsity": f"{sparsity:g}"}
         tags["scope"] = config.learn[learn].settings.scope
         run = stack.enter_context(tracker.start_run(f"tune-{config.name}-{found.name}-{key[:8]}", tags=tags))
-        if config.tracking.uri != "none":
+        if config.tracking.active_stores:
             stack.enter_context(SystemMetrics(run))
         run.log_params(config.model_dump(mode="json"))
         run.log_params({"space": {field: str(domain) for field, domain in wanted.domains.items()}})

@@ -11,6 +11,7 @@ from browser import SCREENSHOTS, MlflowServer, chromium
 from test_reporting_report import SECTIONS, results, variant  # noqa: F401 - a fixture
 from test_tuning_outcome import searched
 
+from pipeline.config import TrackingConfig
 from pipeline.records import variant_metrics
 from pipeline.reporting import make_figures, write_page
 from pipeline.tracking import make_tracker
@@ -93,7 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server.start()
     try:
         for name, gain in (("nano-aaaa1111", 0.0), ("nano-bbbb2222", 3.0)):
-            tracker = make_tracker(server.uri, "leap", directory / "runs" / name)
+            tracker = make_tracker(TrackingConfig(uri=server.uri, experiment="leap"), directory / "runs" / name)
             with tracker.start_run(name, tags={"model": "nano", "seed": "0", "recipe": "nano"}) as run:
                 run.log_params({"sparsities": [0.5, 0.6], "learn.leap.settings.steps": 60})
                 for row in (variant("leap", 0.5, 30.4 - gain, 0.37), variant("leap", 0.6, 60.0 - gain, 0.34)):

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from pipeline import recipe
+from pipeline.config import TrackingConfig
 from pipeline.progress import Console
 from pipeline.redaction import redact
 from pipeline.tracking import LocalRecords, make_tracker
@@ -67,7 +68,7 @@ def test_fields_are_told_by_their_names():
 def test_a_run_writes_no_secret_anywhere(password, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     uri = f"nosuch://user:{password}@host/db"
-    tracker = make_tracker(uri, "test", tmp_path / "runs" / "tiny")
+    tracker = make_tracker(TrackingConfig(uri=uri, experiment="test"), tmp_path / "runs" / "tiny")
     with Console(tmp_path / "runs" / "run.log", "lines") as console, tracker.start_run("tiny", tags={"at": uri}) as run:
         run.log_params({"tracking": {"uri": uri}, "data": [{"token": password}], "hub_token": password})
         run.log_dict({"tracking": {"uri": uri}}, "recipe.json")

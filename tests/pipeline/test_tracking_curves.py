@@ -7,6 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from pipeline.config import TrackingConfig
 from pipeline.tracking import Run, Tracker, make_tracker
 from pipeline.tracking.curves import Curves
 
@@ -19,7 +20,9 @@ HISTORY = [step(i, **({"mask_loss.hard": 5.0} if i % 3 == 0 else {})) for i in r
 
 
 def run(directory: Path) -> tuple[Tracker, Run]:
-    tracker = make_tracker(f"sqlite:///{directory / 'mlflow.db'}", "leap", directory / "runs" / "a")
+    tracker = make_tracker(
+        TrackingConfig(uri=f"sqlite:///{directory / 'mlflow.db'}", experiment="leap"), directory / "runs" / "a"
+    )
     return tracker, tracker.start_run("learn")
 
 

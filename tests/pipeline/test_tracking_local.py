@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.tracking import LocalRecords, NoTracker, make_tracker
 from pipeline.tracking.journal import read
@@ -125,7 +126,7 @@ def test_no_tracker_takes_everything():
 
 
 def test_mlflow_can_be_switched_off(tmp_path):
-    tracker = make_tracker("none", "test", tmp_path / "run")
+    tracker = make_tracker(TrackingConfig(uri="none", experiment="test"), tmp_path / "run")
     tracker.start_run("run").end()
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
     assert tracker.info() == {"records": str(tmp_path / "run" / "tracking" / "run" / "records.jsonl")}

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
+from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.tracking import default_uri, make_tracker
 from pipeline.tracking.sync import sync
@@ -25,7 +26,7 @@ def client(runs):
 
 
 def begin(runs, name):
-    tracker = make_tracker(None, "test", runs / name)
+    tracker = make_tracker(TrackingConfig(experiment="test"), runs / name)
     return tracker, tracker.start_run(name)
 
 
@@ -85,7 +86,7 @@ def test_runs_are_nested_and_hold_everything(runs, client, tmp_path):
 @pytest.mark.parametrize("name", ["question?mark", "percent 50%25"])
 def test_a_directory_that_a_uri_cannot_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="choose a path without"):
-        make_tracker(None, "test", tmp_path / name / "tiny").start_run("tiny")
+        make_tracker(TrackingConfig(experiment="test"), tmp_path / name / "tiny").start_run("tiny")
     assert not (tmp_path / name / "mlflow.db").exists()
 
 

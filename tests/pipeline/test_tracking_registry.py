@@ -10,6 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from pipeline.config import TrackingConfig
 from pipeline.records import alias
 from pipeline.tracking import make_tracker
 
@@ -24,7 +25,7 @@ def test_the_best_version_has_the_alias_and_can_be_loaded(runs: Path, tiny: Path
     uri = f"sqlite:///{runs / 'mlflow.db'}"
 
     def register(run: str, score: str, measured_on: str = "words") -> str:
-        with make_tracker(None, "test", runs / "r").start_run(run) as opened:
+        with make_tracker(TrackingConfig(experiment="test"), runs / "r").start_run(run) as opened:
             for _ in range(2):  # a record that is delivered twice makes one version
                 opened.log_model(export, "tiny", "best-50", {"score": score, "measured_on": measured_on})
         return client.get_model_version_by_alias("tiny", "best-50").version

@@ -7,6 +7,7 @@ import pytest
 from browser import MlflowServer, free_port
 from mlflow import MlflowClient
 
+from pipeline.config import TrackingConfig
 from pipeline.tracking import make_tracker, outbox
 from pipeline.tracking.journal import read
 from pipeline.tracking.mlflow_store import MlflowStore
@@ -34,7 +35,7 @@ def runs_of(server, experiment):
 def test_no_server(tmp_path, caplog):
     uri = f"http://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    tracker = make_tracker(uri, "test", tmp_path / "runs" / "nano")
+    tracker = make_tracker(TrackingConfig(uri=uri, experiment="test"), tmp_path / "runs" / "nano")
     with tracker.start_run("run") as run:
         run.log_params({"a": 1})
         run.child("stage").log_metrics({"x": 1.0}, step=1)
@@ -52,7 +53,7 @@ def test_no_server(tmp_path, caplog):
 def test_what_a_dead_server_missed_is_uploaded_once(tmp_path, server, caplog):
     runs = tmp_path / "runs"
     (tmp_path / "report.html").write_text("<p>hello")
-    tracker = make_tracker(server.uri, "dies", runs / "nano")
+    tracker = make_tracker(TrackingConfig(uri=server.uri, experiment="dies"), runs / "nano")
     run = tracker.start_run("run")
     run.log_params({"a": 1})
     learn = run.child("learn")
@@ -92,7 +93,9 @@ def test_what_a_dead_server_missed_is_uploaded_once(tmp_path, server, caplog):
 def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, server, caplog, monkeypatch):
     monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.0)
     caplog.set_level(logging.WARNING)
-    run = make_tracker(server.uri, "returns", tmp_path / "runs" / "nano").start_run("run")
+    run = make_tracker(TrackingConfig(uri=server.uri, experiment="returns"), tmp_path / "runs" / "nano").start_run(
+        "run"
+    )
     server.kill()
     run.log_metrics({"x": 1.0}, step=0)
     server.start()
@@ -105,7 +108,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, server, caplog, 
 
 
 def test_a_run_under_way_is_left_to_its_process(tmp_path):
-    run = make_tracker(None, "test", tmp_path / "runs" / "nano").start_run("run")
+    run = make_tracker(TrackingConfig(experiment="test"), tmp_path / "runs" / "nano").start_run("run")
     assert list(sync(tmp_path / "runs", None)) == [("run", 0, ["is under way; left to its own process"])]
     run.end()
 
