@@ -15,13 +15,14 @@ from pipeline import preflight
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.estimate import machine_of
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.redaction import redact
 from pipeline.reporting.formatting import NBSP, count
 from pipeline.sizes import Sizes, measure
 from pipeline.stages.base import Stage
 from pipeline.stages.cost import GPU_SPEED, Cost, Machine
 from pipeline.stages.learn import Learn
+from pipeline.stages.planned import Plan
 from pipeline.text_tables import plain_table, sparsities
 
 

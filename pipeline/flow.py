@@ -11,12 +11,12 @@ import ray
 
 from pipeline import ray_cluster
 from pipeline.errors import DamagedError
-from pipeline.plan import Plan
 from pipeline.progress import Console
 from pipeline.ray_cluster import result_of
 from pipeline.reporting.schema import StageTime
 from pipeline.stages.base import Place, Stage
 from pipeline.stages.learn import Learn
+from pipeline.stages.planned import Plan
 from pipeline.tracking.base import Run
 from pipeline.training import Training, record_curves
 

@@ -17,7 +17,7 @@ from pipeline import preflight, records
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.flow import Flow
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.progress import Console, Mode
 from pipeline.ray_cluster import end_in_order_when_terminated, resources, start_ray
 from pipeline.redaction import redact
@@ -26,8 +26,10 @@ from pipeline.reporting.schema import Tracking
 from pipeline.results import collect
 from pipeline.sizes import Sizes
 from pipeline.stages.learn import TrainingError
+from pipeline.stages.planned import Plan
 from pipeline.table_row import Row
 from pipeline.tracking import Run, make_tracker
+from pipeline.tracking.environment import environment
 from pipeline.tracking.system import SystemMetrics
 
 
@@ -57,7 +59,7 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
             stack.enter_context(SystemMetrics(run))
         run.log_params(config.model_dump(mode="json"))
         run.log_dict(config.model_dump(mode="json"), "recipe.json")
-        run.log_dict(preflight.environment(), "environment.json")
+        run.log_dict(environment(), "environment.json")
         flow = Flow(plan, console, run)
         try:
             flow.execute()

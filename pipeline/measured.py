@@ -8,8 +8,8 @@ from statistics import fmean
 
 from pipeline.evaluation.perplexity import Perplexity, perplexity_of
 from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
-from pipeline.plan import Plan
 from pipeline.stages.evaluate import TaskAccuracy, TextPerplexity
+from pipeline.stages.planned import Plan
 from pipeline.stages.variant import Variant
 
 

@@ -1,64 +1,29 @@
-"""What a run consists of: every piece of work, in the order in which it is done.
-
-Nothing here starts anything or reads a corpus.
-"""
+"""From a recipe to all work of a run. Nothing here starts anything or reads a corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from leap.scopes import LayerScope
 from pipeline import corpora, fallbacks, models
 from pipeline.config import LearnConfig, Method, RunConfig
 from pipeline.errors import UserError
 from pipeline.paths import expand_variables
-from pipeline.stages.base import PinnedModel, Stage
+from pipeline.stages.base import PinnedModel
 from pipeline.stages.benchmark import Benchmark
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.evaluate import Cell, Cloze, Samples, TaskAccuracy, TextPerplexity
 from pipeline.stages.harden import Harden
 from pipeline.stages.learn import Learn
 from pipeline.stages.mask_map import MaskMap
+from pipeline.stages.planned import Plan
 from pipeline.stages.prior import Prior, PriorKey
 from pipeline.stages.reconstruct import Reconstruct
 from pipeline.stages.source import MaskSource
 from pipeline.stages.variant import Variant
-
-S = TypeVar("S", bound=Stage[Any])
-
-
-@dataclass(frozen=True)
-class Plan:
-    config: RunConfig
-    """With the embedded text in place of files that do not exist."""
-    notes: list[str]
-    """What a user has to be told of that."""
-    stages: list[Stage[Any]]
-    """All pieces of work in order."""
-    variants: list[Variant]
-    """The rows of the table, the dense model first."""
-
-    def of(self, kind: type[S]) -> list[S]:
-        """The pieces of work of one kind."""
-        return [stage for stage in self.stages if isinstance(stage, kind)]
-
-    def corpus(self, role: str) -> Calibrate:
-        """The work that packs the text for ``calibration``, ``heldout`` or an evaluation text of this name."""
-        return next(stage for stage in self.of(Calibrate) if stage.role == role)
-
-    @property
-    def priors(self) -> dict[PriorKey, Prior]:
-        """By method, within what it compares weights, and sparsity."""
-        return {(prior.method, prior.compared, prior.sparsity): prior for prior in self.of(Prior)}
-
-    @property
-    def directory(self) -> str:
-        """Where the run keeps its own records and its report."""
-        return f"{self.config.output.rstrip('/')}/{self.config.name}"
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -87,16 +52,16 @@ class _Planner:
     def plan(self, notes: list[str]) -> Plan:
         """All of it, in the order in which it is done."""
         self._pack()
-        prior = self.config.prior
-        methods = [(method, scope) for method in prior.methods for scope in prior.scopes_of(method)]
-        starts = [(c.settings.prior, prior.start_scope(c.settings)) for c in self.config.learn.values()]
+        chosen = self.config.prior
+        methods = [(method, scope) for method in chosen.methods for scope in chosen.scopes_of(method)]
+        starts = [(c.settings.prior, chosen.start_scope(c.settings)) for c in self.config.learn.values()]
         for method, scope in [*methods, *starts]:
             for sparsity in self.config.sparsities:
                 self._prior(method, scope, sparsity)
         variants = [Variant()]
         for sparsity in self.config.sparsities:
-            for made in (self._prior(method, scope, sparsity) for method, scope in methods):
-                variants.append(self._export(made.row_name, None, sparsity, made))
+            priors = [self._prior(method, scope, sparsity) for method, scope in methods]
+            variants += [self._export(prior.row_name, None, sparsity, prior) for prior in priors]
             for name, seed, learned in _learning_runs(self.config):
                 variants += self._learned(name, seed, learned, sparsity)
         cloze = self._cloze()

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import torch
@@ -18,9 +17,10 @@ from pipeline import corpora, local_text, models
 from pipeline.config import PriorConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.estimate import machine_of
-from pipeline.plan import Plan, task_directory, task_specs
+from pipeline.plan import task_directory, task_specs
 from pipeline.sizes import Sizes, measure
 from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.planned import Plan
 from pipeline.tracking import check_stores
 
 logger = logging.getLogger(__name__)
@@ -198,18 +198,3 @@ def check_cluster(config: RunConfig, resources: dict[str, float]) -> None:
                 f"learn.{name}.workers: {learn.workers} workers of {learn.threads} threads need "
                 f"{learn.workers * learn.threads} CPUs, the cluster has {cpus}"
             )
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for the records."""
-    import platform
-    from importlib.metadata import version
-
-    packages = ["torch", "ray", "deepspeed", "transformers", "datasets", "triton", "lm-eval", "mlflow"]
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        **{package: version(package) for package in packages},
-    }

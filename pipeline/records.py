@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.plan import Plan
 from pipeline.reporting.schema import Difference
 from pipeline.speed import matrices
 from pipeline.speed.results import Speed
 from pipeline.stages.evaluate import Cell, TextPerplexity
 from pipeline.stages.learn import Learn
+from pipeline.stages.planned import Plan
 from pipeline.stages.variant import Variant
 from pipeline.storage import fingerprint
 from pipeline.table_row import Row
@@ -162,12 +162,10 @@ def _difference_metrics(base: str, difference: Difference) -> dict[str, float]:
     values |= {f"acc.{task}": (d["difference"], d["stderr"]) for task, d in difference["tasks"].items()}
     means = ((MEAN, difference["mean_accuracy"]), (MEAN_ABOVE_CHANCE, difference["mean_above_chance"]))
     values |= {f"acc.{name}": (d["difference"], d["stderr"]) for name, d in means if d}
-    values |= {
-        f"{gap}.{text}": (d[gap], d[f"{gap}_stderr"])
-        for text, d in difference["nll"].items()
-        for gap in ("gap_closed", "gap_closed_nats")
-        if gap in d
-    }
+    for text, d in difference["nll"].items():
+        if "gap_closed" in d:
+            values[f"gap_closed.{text}"] = (d["gap_closed"], d["gap_closed_stderr"])
+            values[f"gap_closed_nats.{text}"] = (d["gap_closed_nats"], d["gap_closed_nats_stderr"])
     metrics = {f"against.{base}.{name}": value for name, (value, _) in values.items()}
     return metrics | {f"against.{base}.{n}_stderr": error for n, (_, error) in values.items() if error is not None}
 

@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipeline import preflight
 from pipeline.measured import measured
-from pipeline.plan import Plan
 from pipeline.reporting.schema import Calibration, RunResults, StageTime, Training
 from pipeline.sizes import Sizes
 from pipeline.stages.benchmark import Benchmark
@@ -17,10 +15,12 @@ from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.evaluate import Samples
 from pipeline.stages.learn import Learn
 from pipeline.stages.mask_map import MaskMap
+from pipeline.stages.planned import Plan
 from pipeline.stages.source import variant_name
 from pipeline.stages.variant import Variant
 from pipeline.table_row import Row
 from pipeline.table_rows import Finding, make_table
+from pipeline.tracking.environment import environment
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def collect(plan: Plan, sizes: Sizes, timings: list[StageTime], warnings: list[s
         },
         calibration={text.role: cast(Calibration, text.facts) for text in plan.of(Calibrate)},
         stages=timings,
-        environment=preflight.environment(),
+        environment=environment(),
         config=config.model_dump(mode="json"),
         warnings=warnings,
     )

@@ -177,9 +177,8 @@ class _Rows:
         else:
             rival = comparison.best({name: other.measured for name, other in layer_wise.items()})
             # ADMM is what the published figures are compared with, whether or not it is the best here.
-            admm = comparison.best(
-                {name: other.measured for name, other in layer_wise.items() if other.variant.layer_wise_method == "admm"}
-            )
+            of_admm = [other for other in layer_wise.values() if other.variant.layer_wise_method == "admm"]
+            admm = comparison.best({other.variant.name: other.measured for other in of_admm})
             bases = [layer_wise[name] for name in dict.fromkeys((rival, admm)) if name]
         dense = self._dense.measured
         against = {

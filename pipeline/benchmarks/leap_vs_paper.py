@@ -33,8 +33,9 @@ from leap.scopes import layer_scope
 from pipeline import models
 from pipeline.config import PriorConfig, RunConfig
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.reporting.plots.budget import Curve, Panel, budget_figure
+from pipeline.stages.planned import Plan
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from pipeline.errors import UserError
 from pipeline.flow import Flow
 from pipeline.learning.board import start_board
 from pipeline.main import begin, local_directory
-from pipeline.plan import Plan
 from pipeline.progress import Console, Mode
 from pipeline.ray_cluster import end_in_order_when_terminated, resources
 from pipeline.records import tags as run_tags
 from pipeline.stages.learn import TrainingError
+from pipeline.stages.planned import Plan
 from pipeline.stages.prior import Prior
 from pipeline.storage import StageDir, fingerprint, write_atomically
 from pipeline.tracking import Run, make_tracker

@@ -14,8 +14,8 @@ from conftest import ROOT
 
 from leap.settings import LearnSettings
 from pipeline import recipe
-from pipeline.estimate import worker_memory
 from pipeline.sizes import measure
+from pipeline.stages.learn import worker_memory
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_step_takes_what_the_plan_says(optimiser: str, length: int, tmp_path: 
     )
     learn = base.learn["leap"].model_copy(update={"settings": settings, "workers": 1})
     sizes = measure(config)
-    planned = worker_memory(config, learn, sizes)
+    planned = worker_memory(learn, config.model.dtype, config.data.context_length, sizes)
     # The frozen model is there before and after, and nothing is gathered in a single process: a layer's own needs are.
     frozen = next(value for part, value in planned.items() if part.startswith("weights"))
     assert float(done.stdout.strip().splitlines()[-1]) * sizes.prunable == pytest.approx(

@@ -14,6 +14,7 @@ from test_tuning_outcome import searched
 from pipeline.config import TrackingConfig
 from pipeline.records import variant_metrics
 from pipeline.reporting import make_figures, write_page
+from pipeline.table_row import Row
 from pipeline.tracking import make_tracker
 from pipeline.tuning.report import render
 
@@ -101,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
                     tags = {"stage": "variant", "method": "leap", "sparsity": f"{row['target_sparsity']:g}"}
                     with run.child(row["name"], tags) as child:
                         child.log_params({"method": "leap", "target_sparsity": row["target_sparsity"]})
-                        child.log_metrics(variant_metrics(row))
+                        child.log_metrics(variant_metrics(Row(**row, block_sparsity=0.0), {}))
                 run.log_metrics({"seconds": 12.0 + gain})
         yield server
     finally:

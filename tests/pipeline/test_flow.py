@@ -14,13 +14,13 @@ import ray
 from pipeline import describe
 from pipeline.errors import DamagedError, UserError
 from pipeline.flow import Flow
-from pipeline.plan import Plan
 from pipeline.progress import Console
 from pipeline.ray_cluster import cause_of
 from pipeline.recipe import load
 from pipeline.sizes import Sizes
 from pipeline.stages.base import Place, Stage
 from pipeline.stages.cost import Cost, Machine
+from pipeline.stages.planned import Plan
 from pipeline.tracking.base import NoTracker
 
 

@@ -18,10 +18,11 @@ from leap.surgery import prunable_linears
 from pipeline import models, recipe
 from pipeline.artifacts.masks import learned_masks
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.results import training_curves
 from pipeline.stages import calibrate
 from pipeline.stages.learn import Learn
+from pipeline.stages.planned import Plan
 
 STEPS, SPARSITIES = 11, (0.5, 0.7, 0.6)
 OVERRIDES = [

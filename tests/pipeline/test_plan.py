@@ -12,13 +12,14 @@ import pytest
 from pipeline import corpora, models, recipe
 from pipeline.errors import UserError
 from pipeline.learning.worker import Job
-from pipeline.plan import Plan, make_plan, task_directory
+from pipeline.plan import make_plan, task_directory
 from pipeline.sizes import measure
 from pipeline.stages.benchmark import Benchmark
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import Machine
 from pipeline.stages.evaluate import Cell, Cloze, TaskAccuracy
 from pipeline.stages.learn import WORKER_START, Learn, learn_seconds, training_tokens, worker_memory
+from pipeline.stages.planned import Plan
 from pipeline.stages.prior import Prior
 from pipeline.stages.reconstruct import Reconstruct
 

@@ -125,7 +125,7 @@ def test_the_tracker_gets_them(made: Any) -> None:
 
 def test_a_row_says_how_it_came_about_whatever_it_is_called() -> None:
     """Names that read like something else: an entry called admm-like."""
-    rows = table("learn.admm-like={like: leap}", "learn.leap=null", "reconstruct=[admm-like]").rows
+    rows = table("learn.admm-like={}", "learn.leap=null", "reconstruct=[admm-like]").rows
     assert [row.origin for row in rows] == ["dense", "layer-wise", "layer-wise", "learned", "fitted"]
     assert [row.rival for row in rows] == [None] * 3 + ["wanda@0.5"] * 2
     assert [is_learned(row.as_json()) for row in rows] == [False] * 3 + [True] * 2
