@@ -139,7 +139,7 @@ def fails(
         ("learn.leap.settings.scale=3", "learn.leap.settings.scale", ["dictionary", "3"]),
         ("learn.leap.settings.learning_rate=.nan", "learn.leap.settings", ["learning_rate", "positive", "nan"]),
         ("evaluate.batch_size=many", "evaluate.batch_size", ["integer", "'auto'", "'many'"]),
-        ("prior.methods=[wandb]", "prior.methods.0", ["'wanda'", "'admm'", "'wandb'"]),
+        ("prior.methods=[wandb]", "prior.methods.0", ["wanda", "admm", "'wandb'"]),
         ("prior.pattern=2:4", "prior.pattern", ["tuple", "124"]),
         ("prior.pattern=[0, 4]", "prior.pattern.0", ["greater than 0", "0"]),
         ("prior.pattern=[3, 4]", "prior.pattern", ["3:4", "0.25", "[0.5]"]),
