@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from leap.methods import METHODS
-from leap.scopes import LayerScope, PriorScope, layer_scope, scope_name
+from leap.methods import METHODS, LayerScope
+from leap.scopes import PriorScope, layer_scope, scope_name
 from leap.settings import LearnSettings
 from leap.validation import OneOf
 from pipeline import number_types

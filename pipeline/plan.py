@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from leap.scopes import LayerScope
+from leap.methods import LayerScope
 from pipeline import corpora, fallbacks, models
 from pipeline.config import LearnConfig, Method, RunConfig
 from pipeline.errors import UserError

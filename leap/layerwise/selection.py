@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from leap.scopes import LayerScope
+from leap.methods import LayerScope
 
 
 @dataclass(frozen=True)

@@ -66,16 +66,18 @@ def _nll(text: str) -> Column:
 
 def _gap(text: str) -> Column:
     def cell(row: Row) -> str:
-        found = row.found["nll"].get(text, {})
-        return _share(found["gap_closed"], found["gap_closed_stderr"]) if "gap_closed" in found else "–"
+        gap = row.found["nll"].get(text)
+        return _share(gap["gap_closed"], gap["gap_closed_stderr"]) if gap and "gap_closed" in gap else "–"
 
     return Column("gap closed", cell)
 
 
 def _gap_nats(text: str) -> Column:
     def cell(row: Row) -> str:
-        found = row.found["nll"].get(text, {})
-        return _share(found["gap_closed_nats"], found["gap_closed_nats_stderr"]) if "gap_closed_nats" in found else "–"
+        gap = row.found["nll"].get(text)
+        if gap is None or "gap_closed_nats" not in gap:
+            return "–"
+        return _share(gap["gap_closed_nats"], gap["gap_closed_nats_stderr"])
 
     return Column("in nats", cell)
 

@@ -199,11 +199,12 @@ def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | 
 
 
 def _gap_clause(variant: Variant, base: Variant, metric: str) -> str:
-    found = variant.get("against", {}).get(base.get("name", ""), {}).get("nll", {}).get(metric, {})
-    if "gap_closed" not in found:
+    difference = variant.get("against", {}).get(base.get("name", ""))
+    gap = difference["nll"].get(metric) if difference else None
+    if gap is None or "gap_closed" not in gap:
         return ""
-    shares = f"{100 * found['gap_closed']:.0f} % of its gap to the dense model"
-    return f", which is {shares} ({100 * found['gap_closed_nats']:.0f} % in nats)"
+    shares = f"{100 * gap['gap_closed']:.0f} % of its gap to the dense model"
+    return f", which is {shares} ({100 * gap['gap_closed_nats']:.0f} % in nats)"
 
 
 def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -> str:
@@ -214,7 +215,8 @@ def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -
     if theirs is None or other is None:
         return text
     text += f" against {percent(theirs)} for {other_name}"
-    paired = variant.get("against", {}).get(other.get("name", ""), {}).get("mean_accuracy")
+    difference = variant.get("against", {}).get(other.get("name", ""))
+    paired = difference["mean_accuracy"] if difference else None
     if not paired or paired["stderr"] is None:
         return text
     apart = "a difference within two standard errors"

@@ -8,7 +8,7 @@ from torch import nn
 
 from leap.export import Pruned
 from leap.layerwise import METHODS, Target, sweep
-from leap.scopes import LayerScope
+from leap.methods import LayerScope
 from pipeline.artifacts import prior as artifact
 from pipeline.artifacts.prior import PriorArtifact
 from pipeline.config import Method, PriorConfig

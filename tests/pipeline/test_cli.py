@@ -146,7 +146,6 @@ def fails(
         ("prior.pattern=[4, 8]", "prior.pattern", ["groups of 8", "36, 50"]),
         ("prior.options={wanda: {schedule: cubic}}", "prior.options.wanda", ["no option 'schedule'"]),
         ("prior.options={admm: {schedule: steep}}", "prior.options.admm", ["schedule", "cubic", "'steep'"]),
-        ("prior={pattern: [1, 2], options: {admm: {schedule: cubic}}}", "prior.options.admm", ["cubic", "N:M"]),
         ("prior.options={admm: {iterations: many}}", "prior.options.admm", ["'<='", "'str'"]),
         ("data.calibration.source=5", "data.calibration.source", ["string", "list", "5"]),
         ("sparsities", "sparsities", ["expected key.sub=value"]),
