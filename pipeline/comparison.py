@@ -32,15 +32,11 @@ def difference(dense: Measured | None, base: Measured, variant: Measured, clear:
 
 def _on_text(text: str, dense: Measured | None, base: Measured, variant: Measured) -> TextDifference:
     paired = paired_nll(base.texts[text], variant.texts[text])
+    difference = TextDifference(difference=paired["difference"], stderr=paired["stderr"], pairs=paired["pairs"])
     if dense and (gap := gap_closed(dense.texts[text], base.texts[text], variant.texts[text])):
-        return TextDifference(
-            **paired,
-            gap_closed=gap["share"],
-            gap_closed_stderr=gap["stderr"],
-            gap_closed_nats=gap["share_nats"],
-            gap_closed_nats_stderr=gap["stderr_nats"],
-        )
-    return TextDifference(**paired)
+        difference["gap_closed"], difference["gap_closed_stderr"] = gap["share"], gap["stderr"]
+        difference["gap_closed_nats"], difference["gap_closed_nats_stderr"] = gap["share_nats"], gap["stderr_nats"]
+    return difference
 
 
 def clear_tasks(dense: Mapping[str, ZeroShot]) -> list[str]:

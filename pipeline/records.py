@@ -37,7 +37,7 @@ def run_name(config: RunConfig) -> str:
 def tags(plan: Plan) -> dict[str, str]:
     """Tags of a run, which all runs below it inherit."""
     config, revision = plan.config, commit()
-    dense = [cell.key for cell in plan.of(Cell) if cell.variant.export is None]
+    dense = [stage.key for stage in plan.stages if isinstance(stage, Cell) and stage.variant.export is None]
     return {
         "model": config.model.source,
         "recipe": config.name,

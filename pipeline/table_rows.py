@@ -155,7 +155,7 @@ class _Rows:
             },
             tasks={
                 task: schema.TaskAccuracy(
-                    acc=scored["metrics"]["acc"],
+                    acc=scored["metrics"]["acc"] or 0.0,
                     acc_stderr=scored["metrics"]["acc_stderr"],
                     documents=scored["documents"],
                 )

@@ -66,10 +66,12 @@ def main() -> None:
             f"sparsity {sparsity:.0%}: x{found['speedup']:.2f} ({spread}), x{found['speedup_without_head']:.2f} "
             "without the output head"
         )
-        for name in ("dense", "sparse"):
-            row = found[name]
-            parts = ", ".join(f"{part} {row[f'{part}_ms']:.2f}" for part in ("token", "linears", "head", "rest"))
-            print(f"  {name:7} {row['tokens_per_second']:6.2f} tokens/s; ms: {parts}", flush=True)
+        for name, time in (("dense", found["dense"]), ("sparse", found["sparse"])):
+            parts = (
+                f"token {time['token_ms']:.2f}, linears {time['linears_ms']:.2f}, head {time['head_ms']:.2f}, "
+                f"rest {time['rest_ms']:.2f}"
+            )
+            print(f"  {name:7} {time['tokens_per_second']:6.2f} tokens/s; ms: {parts}", flush=True)
 
 
 def _model(arguments: argparse.Namespace) -> PreTrainedModel:

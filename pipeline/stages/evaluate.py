@@ -196,7 +196,9 @@ class Samples(Cell[list[Sample]]):
         prompts = beginnings(self.text.read(), end, config.prompts, config.prompt_tokens)
         texts = continuations(self.loaded(), prompts, config.new_tokens, config.temperature, end, self.seed)
         return [
-            Sample(prompt=tokenizer.decode(prompt), continuation=tokenizer.decode(text, skip_special_tokens=True))
+            Sample(
+                prompt=str(tokenizer.decode(prompt)), continuation=str(tokenizer.decode(text, skip_special_tokens=True))
+            )
             for prompt, text in zip(prompts, texts, strict=True)
         ]
 
