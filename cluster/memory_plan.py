@@ -19,10 +19,13 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from pipeline import recipe  # noqa: E402 - the path is set above
-from pipeline.config import LearnConfig, RunConfig  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    LearnConfig,
+    RunConfig,
+    recipe,
+)
 from pipeline.errors import UserError  # noqa: E402
-from pipeline.sizes import Sizes, measure  # noqa: E402
+from pipeline.model.sizes import Sizes, measure  # noqa: E402
 from pipeline.stages.learn import worker_memory  # noqa: E402
 
 #: Share of a GPU that a plan may fill: CUDA's own memory, buffers of NCCL and what the allocator cannot use take more.

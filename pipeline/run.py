@@ -110,41 +110,41 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         if args.command == "recipes":
-            from pipeline.catalogue import list_recipes
+            from pipeline.commands.catalogue import list_recipes
 
             list_recipes()
         elif args.command == "fields":
-            from pipeline.catalogue import list_fields
+            from pipeline.commands.catalogue import list_fields
 
             list_fields()
         elif args.command == "compare":
-            from pipeline.compare import compare
+            from pipeline.commands.compare import compare
 
             compare(args.filter, args.runs, args.uri, args.experiment)
         elif args.command == "sync":
-            from pipeline.compare import upload
+            from pipeline.commands.compare import upload
 
             return upload(args.runs, args.uri)
         elif args.command == "plan":
-            from pipeline.describe import show_plan
-            from pipeline.recipe import load
+            from pipeline.commands.show import show_plan
+            from pipeline.config.recipe import load
 
             show_plan(load(args.recipe, args.overrides))
         elif args.command == "tune":
-            from pipeline.progress import mode_for
-            from pipeline.tuning.command import tune
+            from pipeline.commands.tune import tune
+            from pipeline.execution.progress import mode_for
             from pipeline.tuning.search import Options
 
             options = Options(proposer=args.search, trials=args.trials, against=args.against, stop_early=not args.full)
             tune(args.recipe, args.space, args.overrides, options, args.confirm, mode_for(args.quiet, args.json))
         else:
-            from pipeline.main import prune
-            from pipeline.progress import mode_for
-            from pipeline.recipe import load
+            from pipeline.commands.prune import prune
+            from pipeline.config.recipe import load
+            from pipeline.execution.progress import mode_for
 
             prune(load(args.recipe, args.overrides), mode_for(args.quiet, args.json))
     except UserError as error:
-        from pipeline.redaction import redact
+        from pipeline.tracking.redaction import redact
 
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2

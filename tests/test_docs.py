@@ -14,7 +14,8 @@ from conftest import ROOT, sentences
 from transformers import AutoModelForCausalLM
 
 import leap
-from pipeline import recipe, run
+from pipeline import run
+from pipeline.config import recipe
 
 #: Pages that say what to type now; the log says what was typed then.
 PAGES = ("*.md", "docs/*.md", "cluster/*.md", "kernels/*.md")

@@ -23,10 +23,10 @@ sys.path[:] = [
 ]
 
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
+from pipeline.execution.ray_cluster import start_ray
 from pipeline.nano.corpus import SPLITS
-from pipeline.ray_cluster import start_ray
-from pipeline.stages.base import PinnedModel
 from pipeline.stages.calibrate import Calibrate
+from pipeline.stages.stage import PinnedModel
 
 
 def main() -> None:

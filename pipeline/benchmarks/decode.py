@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from leap.benchmarks.shapes import random_model
 from leap.surgery import prunable_linears
-from pipeline.speed.decode import compare, packed_copy
+from pipeline.evaluation.decode_speed import compare, packed_copy
 
 
 @torch.no_grad()
@@ -77,10 +77,10 @@ def main() -> None:
 def _model(arguments: argparse.Namespace) -> PreTrainedModel:
     dtype = getattr(torch, arguments.dtype)
     if arguments.model:
-        from pipeline import models
         from pipeline.config import ModelConfig
+        from pipeline.model import loading
 
-        return models.load_model(ModelConfig(source=arguments.model, dtype=arguments.dtype))
+        return loading.load_model(ModelConfig(source=arguments.model, dtype=arguments.dtype))
     return random_model(arguments.shapes, dtype, "cpu", arguments.layers)
 
 

@@ -36,7 +36,7 @@ from leap.layerwise.activations import Activations
 from leap.scopes import layer_scope
 from leap.surgery import decoder_blocks
 from pipeline.config import ModelConfig
-from pipeline.models import load_model
+from pipeline.model.loading import load_model
 
 
 def main() -> None:

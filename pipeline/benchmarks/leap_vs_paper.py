@@ -30,10 +30,10 @@ sys.path[:] = [
 ]
 
 from leap.scopes import layer_scope
-from pipeline import models
 from pipeline.config import PriorConfig, RunConfig
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.plan import make_plan
+from pipeline.execution.plan import make_plan
+from pipeline.model import loading
 from pipeline.reporting.plots.budget import Curve, Panel, budget_figure
 from pipeline.stages.planned import Plan
 
@@ -91,7 +91,7 @@ def _levels(plan: Plan, sparsity: float, methods: list[str], count: int) -> dict
     levels = {}
     for variant in plan.variants:
         if variant.method in methods and variant.sparsity in (None, sparsity):
-            model = models.load_model(
+            model = loading.load_model(
                 plan.config.model, str(variant.export.directory.path()) if variant.export else None
             )
             levels[variant.method] = perplexity(model, rows, batch_rows=8)["perplexity"]

@@ -40,7 +40,7 @@ from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
 from pipeline.config import ModelConfig
 from pipeline.learning.memory import give_back_large_blocks
-from pipeline.models import load_model
+from pipeline.model.loading import load_model
 
 OPTIMISERS = ("adam", "adam8bit", "adam8bit-bf16")
 PEAKS = ("plain", *OPTIMISERS, *(f"{name}, 2 micro-batches" for name in OPTIMISERS))

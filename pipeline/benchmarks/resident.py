@@ -28,8 +28,8 @@ import leap
 from leap.checkpoint import Checkpoint
 from pipeline.benchmarks.decode import prune_at_random
 from pipeline.config import ModelConfig
-from pipeline.models import load_model
-from pipeline.speed.decode import PROMPT_TOKENS, decode
+from pipeline.evaluation.decode_speed import PROMPT_TOKENS, decode
+from pipeline.model.loading import load_model
 
 TOKENS = 16
 

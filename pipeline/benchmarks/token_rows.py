@@ -25,11 +25,11 @@ sys.path[:] = [
     *(p for p in sys.path if Path(p or ".").resolve() != Path(__file__).parent),
 ]
 
-from pipeline import recipe
+from pipeline.artifacts.packed_rows import PackedRows
+from pipeline.config import recipe
 from pipeline.errors import UserError
-from pipeline.plan import make_plan
-from pipeline.ray_cluster import start_ray
-from pipeline.rows import PackedRows
+from pipeline.execution.plan import make_plan
+from pipeline.execution.ray_cluster import start_ray
 from pipeline.stages.calibrate import Calibrate
 
 

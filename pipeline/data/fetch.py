@@ -23,7 +23,7 @@ import lm_eval.tasks
 import yaml
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from pipeline import hub
+from pipeline.data import hub
 from pipeline.errors import UserError
 from pipeline.nano.corpus import bucket_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.rows import PackedRows
+from pipeline.artifacts.packed_rows import PackedRows
 
 
 def beginnings(rows: PackedRows, end: int, count: int, length: int) -> list[list[int]]:

@@ -17,13 +17,13 @@ from leap.bernoulli import BernoulliGate
 from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError
 from leap.loop import learn
+from pipeline.artifacts.store import StageDir
 from pipeline.config import LearnConfig, ModelConfig
 from pipeline.learning.memory import give_back_large_blocks
-from pipeline.storage import StageDir
 
 if TYPE_CHECKING:
-    from pipeline.learning.checkpoint import Checkpoint
-    from pipeline.rows import PackedRows
+    from pipeline.artifacts.logit_checkpoint import Checkpoint
+    from pipeline.artifacts.packed_rows import PackedRows
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def join_processes(backend: str) -> None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        from pipeline.artifacts.prior import PriorArtifact
-        from pipeline.learning.checkpoint import FOLDER
+        from pipeline.artifacts.logit_checkpoint import FOLDER
+        from pipeline.artifacts.packed_rows import PackedRows
+        from pipeline.artifacts.prior_files import PriorArtifact
         from pipeline.learning.zero import ZeroModel
-        from pipeline.rows import PackedRows
 
         self.job, self.settings = job, job.learn.settings
         self.rank = dist.get_rank()
@@ -107,7 +107,7 @@ class _Worker:
 
     def _resume(self) -> Checkpoint | None:
         """Collective: the newest whole checkpoint, which the first worker looks for."""
-        from pipeline.learning.checkpoint import Checkpoint, resume
+        from pipeline.artifacts.logit_checkpoint import Checkpoint, resume
 
         found: list[Any] = [None]
         resumed = None
@@ -166,14 +166,14 @@ class _Worker:
         return global_hardener(self.zero.local_logits, sparsity, self.zero.reduce)
 
     def _save(self, step: int) -> None:
-        from pipeline.learning import checkpoint
+        from pipeline.artifacts import logit_checkpoint
 
         facts = {"multipliers": self.learner.multipliers, "history": self.history, **self.zero.facts()}
-        checkpoint.save(self.uri, step, facts, self.zero.shard(), self.zero.shapes())
+        logit_checkpoint.save(self.uri, step, facts, self.zero.shard(), self.zero.shapes())
         self._tell({"checkpoint": step})
 
     def _last_checkpoint(self) -> int:
-        from pipeline.learning.checkpoint import Checkpoint
+        from pipeline.artifacts.logit_checkpoint import Checkpoint
 
         found = Checkpoint.find(self.uri)
         return found.step if found else 0

@@ -25,9 +25,9 @@ from leap.hidden import with_hidden_states
 from leap.masked_linear import install_masks
 from leap.optimisers import Updater
 from leap.surgery import decoder_blocks
-from pipeline import models
+from pipeline.artifacts.logit_checkpoint import Checkpoint, bounds
 from pipeline.config import LearnConfig, ModelConfig
-from pipeline.learning.checkpoint import Checkpoint, bounds
+from pipeline.model import loading
 
 #: Gives the first logits [out, in] of a layer by number and name.
 InitialLogits = Callable[[int, str], Tensor]
@@ -77,10 +77,10 @@ class ZeroModel:
     ) -> None:
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         config = deepspeed_config(learn, model)
-        checkpoint = models.checkpoint(model)  # what is missing is found only while nothing is partitioned
+        checkpoint = loading.checkpoint(model)  # what is missing is found only while nothing is partitioned
         # Referenced for as long as the model lives: while it exists, from_pretrained partitions what it reads.
         self._partitioning = HfDeepSpeedConfig(config)
-        self.module = models.load(checkpoint, model)
+        self.module = loading.load(checkpoint, model)
         self.state, self.layers = install_masks(self.module, gate)
         self._updater = Updater(learn.settings, _total)
         self.weights = self._add_parameters(config, initial, new_weight)

@@ -7,9 +7,9 @@ print_report(results, Console())
 
 from pipeline.reporting.figures import make_figures
 from pipeline.reporting.html import render_page, write_page
-from pipeline.reporting.schema import RunResults
 from pipeline.reporting.summary import headline
-from pipeline.reporting.tables import result_rows
 from pipeline.reporting.terminal import print_report
+from pipeline.reporting.variant_columns import result_rows
+from pipeline.results.schema import RunResults
 
 __all__ = ["RunResults", "headline", "make_figures", "print_report", "render_page", "result_rows", "write_page"]

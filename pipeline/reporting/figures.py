@@ -6,8 +6,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pipeline.reporting import summary, theme
-from pipeline.reporting.plots import layers, masks, pareto, speed, stages, training, variants
-from pipeline.reporting.schema import RunResults
+from pipeline.reporting.plots import bars, decoding, layers, learning_curves, mask_tiles, pareto, timeline
+from pipeline.results.schema import RunResults
 
 
 def make_figures(results: RunResults) -> dict[str, Figure]:
@@ -19,15 +19,15 @@ def make_figures(results: RunResults) -> dict[str, Figure]:
     with matplotlib.rc_context(theme.STYLE):
         figures = {
             "pareto": pareto.pareto_figure(results),
-            "perplexity": variants.perplexity_figure(results),
-            "accuracy": variants.accuracy_figure(results),
-            "speed": speed.speed_figure(results),
-            "stages": stages.stages_figure(results.get("stages", [])),
+            "perplexity": bars.perplexity_figure(results),
+            "accuracy": bars.accuracy_figure(results),
+            "speed": decoding.speed_figure(results),
+            "stages": timeline.stages_figure(results.get("stages", [])),
         }
         for name, curves in results.get("training", {}).items():
-            figures[f"training/{name}"] = training.training_figure(curves)
+            figures[f"training/{name}"] = learning_curves.training_figure(curves)
         limits = layers.limits(results)
         for variant in summary.variants(results):
             figures[f"layers/{variant.get('name', '?')}"] = layers.layers_figure(variant, limits)
-            figures[f"masks/{variant.get('name', '?')}"] = masks.masks_figure(variant)
+            figures[f"masks/{variant.get('name', '?')}"] = mask_tiles.masks_figure(variant)
     return {name: figure for name, figure in figures.items() if figure is not None}

@@ -7,29 +7,29 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.reporting import sections
+from pipeline.artifacts.store import write_atomically
+from pipeline.reporting import page_parts
 from pipeline.reporting.css import stylesheet
 from pipeline.reporting.markup import escape
-from pipeline.reporting.schema import RunResults
 from pipeline.reporting.svg import inline_svg
-from pipeline.storage import write_atomically
+from pipeline.results.schema import RunResults
 
 
 def render_page(results: RunResults, figures: Mapping[str, Figure]) -> str:
     """The page as text; ``figures`` are those of ``make_figures``."""
     svgs = {name: inline_svg(figure, name) for name, figure in figures.items()}
     parts = (
-        sections.header(results),
-        sections.results_section(results, svgs),
-        sections.training_section(results, svgs),
-        sections.speed_section(results, svgs),
-        sections.layers_section(results, svgs),
-        sections.masks_section(results, svgs),
-        sections.samples_section(results),
-        sections.stages_section(results, svgs),
-        sections.calibration_section(results),
-        sections.places_section(results),
-        sections.provenance_section(results),
+        page_parts.header(results),
+        page_parts.results_section(results, svgs),
+        page_parts.training_section(results, svgs),
+        page_parts.speed_section(results, svgs),
+        page_parts.layers_section(results, svgs),
+        page_parts.masks_section(results, svgs),
+        page_parts.samples_section(results),
+        page_parts.stages_section(results, svgs),
+        page_parts.calibration_section(results),
+        page_parts.places_section(results),
+        page_parts.provenance_section(results),
     )
     name = results.get("model", {}).get("name", "model")
     return page(f"{name}: pruning report", "\n".join(part for part in parts if part))

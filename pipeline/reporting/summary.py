@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pipeline.reporting.formatting import count, percent, perplexity, points, short_percent
-from pipeline.reporting.schema import RunResults, Variant
+from pipeline.formatting import count, percent, perplexity, points, short_percent
+from pipeline.results.schema import JsonRow, RunResults
 
 MeanKey = Literal["mean_accuracy", "mean_above_chance"]
 
@@ -15,22 +15,22 @@ NO_SPEED_NOTE = (
 )
 
 
-def dense_variant(results: RunResults) -> Variant | None:
+def dense_variant(results: RunResults) -> JsonRow | None:
     """The unpruned model, if it was measured."""
     return next((v for v in results.get("variants", []) if v.get("target_sparsity") is None), None)
 
 
-def variants(results: RunResults) -> list[Variant]:
+def variants(results: RunResults) -> list[JsonRow]:
     """The variants that were made and measured, without the means over seeds."""
     return [v for v in results.get("variants", []) if "seeds" not in v]
 
 
-def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
+def groups(results: RunResults) -> list[tuple[float, list[JsonRow]]]:
     """The rows of pruned variants by asked sparsity, lowest first; within one, as they were given, learned ones last.
 
     Variants that differ in their seed alone are represented by their mean.
     """
-    by_target: dict[float, list[Variant]] = {}
+    by_target: dict[float, list[JsonRow]] = {}
     for variant in results.get("variants", []):
         target = variant.get("target_sparsity")
         if target is not None and "mean" not in variant:
@@ -38,29 +38,29 @@ def groups(results: RunResults) -> list[tuple[float, list[Variant]]]:
     return [(target, sorted(by_target[target], key=lambda v: is_learned(v))) for target in sorted(by_target)]
 
 
-def pruned(results: RunResults) -> list[Variant]:
+def pruned(results: RunResults) -> list[JsonRow]:
     """The pruned variants that were made, in the order of ``groups``."""
     made = [v for v in variants(results) if v.get("target_sparsity") is not None]
     return sorted(made, key=lambda v: (v["target_sparsity"], is_learned(v)))
 
 
-def table_groups(results: RunResults) -> list[list[Variant]]:
+def table_groups(results: RunResults) -> list[list[JsonRow]]:
     """The rows of a table: the dense model, of each run where there are several, then the groups."""
     dense = [v for v in results.get("variants", []) if v.get("target_sparsity") is None]
     return ([dense] if dense else []) + [group for _, group in groups(results)]
 
 
-def is_learned(variant: Variant) -> bool:
+def is_learned(variant: JsonRow) -> bool:
     """Whether the mask was trained, with or without new weights made for it."""
     return variant.get("origin") in ("learned", "fitted")
 
 
-def label(variant: Variant) -> str:
+def label(variant: JsonRow) -> str:
     """The variant's name without its sparsity, which its group tells."""
     return title(variant, variant.get("name", "?").rsplit("@", 1)[0])
 
 
-def title(variant: Variant, name: str | None = None) -> str:
+def title(variant: JsonRow, name: str | None = None) -> str:
     """The variant's name, or ``name``, and of how many seeds it is the mean."""
     seeds = f" ({len(variant['seeds'])} seeds)" if "seeds" in variant else ""
     return f"{name or variant.get('name', '?')}{seeds}"
@@ -76,33 +76,33 @@ def tasks(results: RunResults) -> list[str]:
     return list(dict.fromkeys(name for v in results.get("variants", []) for name in v.get("tasks", {})))
 
 
-def error_nll_of(variant: Variant, dataset: str) -> float:
+def error_nll_of(variant: JsonRow, dataset: str) -> float:
     """What ± means for the mean negative log-likelihood: its standard error; the deviation between several seeds."""
     if "spread" in variant:
         return variant["spread"].get("nll", {}).get(dataset, 0.0)
     return variant.get("perplexity", {}).get(dataset, {}).get("stderr_nll") or 0.0
 
 
-def error_of_task(variant: Variant, task: str) -> float:
+def error_of_task(variant: JsonRow, task: str) -> float:
     """The same for the accuracy on a task."""
     if "spread" in variant:
         return variant["spread"].get("tasks", {}).get(task, 0.0)
     return variant.get("tasks", {}).get(task, {}).get("acc_stderr") or 0.0
 
 
-def error_of_mean(variant: Variant, key: MeanKey = "mean_accuracy") -> float:
+def error_of_mean(variant: JsonRow, key: MeanKey = "mean_accuracy") -> float:
     """The same for a mean over tasks."""
     if "spread" in variant:
         return variant["spread"].get(key, 0.0)
     return (variant.get(key) or {}).get("stderr") or 0.0
 
 
-def perplexity_of(variant: Variant | None, dataset: str) -> float | None:
+def perplexity_of(variant: JsonRow | None, dataset: str) -> float | None:
     """The perplexity, if there is one."""
     return (variant or {}).get("perplexity", {}).get(dataset, {}).get("perplexity")
 
 
-def mean_accuracy_of(variant: Variant | None, key: MeanKey = "mean_accuracy") -> float | None:
+def mean_accuracy_of(variant: JsonRow | None, key: MeanKey = "mean_accuracy") -> float | None:
     """The mean accuracy over all tasks or over those above chance, if there is one."""
     return ((variant or {}).get(key) or {}).get("acc")
 
@@ -173,7 +173,7 @@ def _what_was_done(results: RunResults) -> str:
     return f"{name} was pruned to {targets} sparsity{of_what}, by {methods}."
 
 
-def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | None:
+def _verdict(results: RunResults, target: float, group: list[JsonRow]) -> str | None:
     metric = next(iter(datasets(results)), None)
     if metric is None:
         return None
@@ -198,7 +198,7 @@ def _verdict(results: RunResults, target: float, group: list[Variant]) -> str | 
     return f"{text}{_accuracy_clause(learned, prior, label(prior))}."
 
 
-def _gap_clause(variant: Variant, base: Variant, metric: str) -> str:
+def _gap_clause(variant: JsonRow, base: JsonRow, metric: str) -> str:
     difference = variant.get("against", {}).get(base.get("name", ""))
     gap = difference["nll"].get(metric) if difference else None
     if gap is None or "gap_closed" not in gap:
@@ -207,7 +207,7 @@ def _gap_clause(variant: Variant, base: Variant, metric: str) -> str:
     return f", which is {shares} ({100 * gap['gap_closed_nats']:.0f} % in nats)"
 
 
-def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -> str:
+def _accuracy_clause(variant: JsonRow, other: JsonRow | None, other_name: str) -> str:
     ours, theirs = mean_accuracy_of(variant), mean_accuracy_of(other)
     if ours is None:
         return ""
@@ -225,18 +225,18 @@ def _accuracy_clause(variant: Variant, other: Variant | None, other_name: str) -
     return f"{text}, {apart} ({points(paired['difference'], paired['stderr'])} points, paired)"
 
 
-def _best(variants: list[Variant], dataset: str) -> Variant | None:
+def _best(variants: list[JsonRow], dataset: str) -> JsonRow | None:
     values = [(perplexity_of(v, dataset), v) for v in variants]
     measured = [(value, v) for value, v in values if value is not None and math.isfinite(value)]
     return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
-def _named(variant: Variant) -> str:
+def _named(variant: JsonRow) -> str:
     changed = " (weights updated too)" if variant.get("weights_changed") else ""
     return f"{label(variant)}{changed}"
 
 
-def _ppl(variant: Variant | None, dataset: str) -> str:
+def _ppl(variant: JsonRow | None, dataset: str) -> str:
     return perplexity(perplexity_of(variant, dataset))
 
 

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.reporting import differences, summary, tables
-from pipeline.reporting.schema import RunResults, Variant
-from pipeline.reporting.tables import Column
+from pipeline.reporting import pairs, summary, variant_columns
+from pipeline.reporting.variant_columns import Column
+from pipeline.results.schema import JsonRow, RunResults
 
 GAP = 2
 
@@ -22,11 +22,11 @@ def print_report(results: RunResults, console: Console) -> None:
         console.print(results_table(results, console.width))
         console.print()
         console.print(Text(f"{summary.notes(results)} {summary.NO_SPEED_NOTE}", style="dim"))
-    if rows := differences.rows(results):
+    if rows := pairs.rows(results):
         console.print()
         console.print(differences_table(results, rows, console.width))
         console.print()
-        console.print(Text(differences.NOTE, style="dim"))
+        console.print(Text(pairs.NOTE, style="dim"))
     for warning in results.get("warnings", []):
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     for name, place in summary.places(results):
@@ -54,7 +54,7 @@ def results_table(results: RunResults, width: int) -> Table:
     return table
 
 
-def differences_table(results: RunResults, rows: list[differences.Row], width: int) -> Table:
+def differences_table(results: RunResults, rows: list[pairs.Row], width: int) -> Table:
     """The table of differences with the columns that fit in ``width``; the single tasks go first."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     left = width
@@ -62,7 +62,7 @@ def differences_table(results: RunResults, rows: list[differences.Row], width: i
         table.add_column(header, no_wrap=True)
         left -= max(map(len, (header, *texts))) + GAP
     columns = []
-    for column in differences.columns(results):
+    for column in pairs.columns(results):
         left -= max(len(column.header), *(len(column.text(row)) for row in rows)) + GAP
         if left >= -GAP:  # nothing follows the last one
             columns.append(column)
@@ -73,17 +73,26 @@ def differences_table(results: RunResults, rows: list[differences.Row], width: i
     return table
 
 
-def _fitting(results: RunResults, variants: list[Variant], width: int) -> list[Column]:
-    quality, tasks = tables.quality_columns(results), tables.task_columns(results)
-    cost = tables.cost_columns(results)
-    single = [[column] for column in (tables.SCOPE, tables.WEIGHTS, *cost, tables.ASKED)]
+def _fitting(results: RunResults, variants: list[JsonRow], width: int) -> list[Column]:
+    quality, tasks = variant_columns.quality_columns(results), variant_columns.task_columns(results)
+    cost = variant_columns.cost_columns(results)
+    single = [[column] for column in (variant_columns.SCOPE, variant_columns.WEIGHTS, *cost, variant_columns.ASKED)]
     left = width - max(len(summary.title(variant)) for variant in variants)
     chosen = []
     # The most telling first; a part of the tasks would only mislead, so it is all of them or none.
-    for group in (quality, [tables.REAL, tables.OF_BLOCKS], tasks, *single):
+    for group in (quality, [variant_columns.REAL, variant_columns.OF_BLOCKS], tasks, *single):
         needs = sum(GAP + max(len(c.header), *(len(c.text(variant)) for variant in variants)) for c in group)
         if group is quality or needs <= left:
             chosen += group
             left -= needs
-    shown = [tables.ASKED, tables.REAL, tables.OF_BLOCKS, *quality, *tasks, tables.WEIGHTS, tables.SCOPE, *cost]
+    shown = [
+        variant_columns.ASKED,
+        variant_columns.REAL,
+        variant_columns.OF_BLOCKS,
+        *quality,
+        *tasks,
+        variant_columns.WEIGHTS,
+        variant_columns.SCOPE,
+        *cost,
+    ]
     return [column for column in shown if column in chosen]

@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from leap.packed import MaskFile
-from pipeline import models
 from pipeline.config import BenchmarkConfig
-from pipeline.sizes import Sizes
-from pipeline.speed.results import Speed
-from pipeline.stages.base import PinnedModel, Place, Stage
+from pipeline.evaluation.speed import Speed
+from pipeline.model import loading
+from pipeline.model.sizes import Sizes
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.harden import Harden
+from pipeline.stages.stage import PinnedModel, Place, Stage
 
 _RESULT = "speed.json"
 #: Seconds of a token outside the linear layers: seen on models of six and thirty blocks.
@@ -59,7 +59,7 @@ class Benchmark(Stage[Speed]):
         """Measure and write the result."""
         from leap_kernels.benchmarks.timing import machine
 
-        from pipeline.speed import decode, matrices
+        from pipeline.evaluation import decode_speed, matrix_speed
 
         config = self.config
         with self.directory.work() as (directory, facts), _threads(config.threads):
@@ -67,9 +67,9 @@ class Benchmark(Stage[Speed]):
             speed = Speed(machine=machine(), matrices=[], decode={})
             for dtype in config.dtypes:
                 dense = self._load(dtype)
-                speed["matrices"] += matrices.compare(dense, masks, getattr(torch, dtype), config.seconds)
-                sparse = decode.packed_copy(dense, masks)
-                speed["decode"][dtype] = decode.compare(dense, sparse, config.tokens, config.rounds)
+                speed["matrices"] += matrix_speed.compare(dense, masks, getattr(torch, dtype), config.seconds)
+                sparse = decode_speed.packed_copy(dense, masks)
+                speed["decode"][dtype] = decode_speed.compare(dense, sparse, config.tokens, config.rounds)
             (directory / _RESULT).write_text(json.dumps(speed))
             facts["machine"] = speed["machine"]
 
@@ -79,7 +79,7 @@ class Benchmark(Stage[Speed]):
 
     def _load(self, dtype: str) -> PreTrainedModel:
         as_measured = self.model.config.model_copy(update={"dtype": dtype})
-        loaded: Any = models.load_model(as_measured, self.export.directory.path())
+        loaded: Any = loading.load_model(as_measured, self.export.directory.path())
         return loaded.cuda() if torch.cuda.is_available() else loaded
 
 

@@ -13,16 +13,16 @@ from transformers import PreTrainedModel
 
 from leap.layerwise import LayerResult
 from leap.surgery import decoder_blocks, linears_by_block
-from pipeline import models
+from pipeline.artifacts.packed_rows import PackedRows
 from pipeline.config import ModelConfig, PriorConfig
-from pipeline.rows import PackedRows
-from pipeline.sizes import Sizes
+from pipeline.model import loading
+from pipeline.model.sizes import Sizes
 from pipeline.stages.calibrate import Calibrate
 
 
 def load(config: ModelConfig) -> PreTrainedModel:
     """The model as its files hold it, but what stands outside the decoder blocks, in the number type asked for."""
-    model = models.load_stored_model(config)
+    model = loading.load_stored_model(config)
     inside = {id(parameter) for parameter in decoder_blocks(model)[1].parameters()}
     for parameter in model.parameters():
         if id(parameter) not in inside:

@@ -16,19 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from pipeline import corpora, models
+from pipeline.artifacts.packed_rows import PackedRows
+from pipeline.artifacts.store import fingerprint
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
+from pipeline.data import corpora
+from pipeline.data.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
 from pipeline.errors import DamagedError, UserError
+from pipeline.formatting import count
+from pipeline.model import loading
+from pipeline.model.sizes import Sizes
 from pipeline.nano.corpus import bucket_of
-from pipeline.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
-from pipeline.redaction import redact
-from pipeline.reporting.formatting import count
-from pipeline.rows import PackedRows
-from pipeline.sizes import Sizes
-from pipeline.stages.base import PinnedModel, Place, Remarks, Stage
 from pipeline.stages.cost import Cost, Machine
-from pipeline.storage import fingerprint
-from pipeline.tracking.base import Run
+from pipeline.stages.stage import PinnedModel, Place, Remarks, Stage
+from pipeline.tracking.redaction import redact
+from pipeline.tracking.tracker import Run
 
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 256
@@ -47,7 +48,7 @@ USES = {"calibration": "training", "heldout": "validation"}
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(model: ModelConfig) -> Any:
-    return models.load_tokenizer(model)
+    return loading.load_tokenizer(model)
 
 
 def _tokenise(

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline import models
 from pipeline.config import ClozeConfig, EvaluateConfig, ModelConfig, SamplesConfig
 from pipeline.errors import UserError
 from pipeline.evaluation.perplexity import Perplexity
 from pipeline.evaluation.scores import Sample, ZeroShot
-from pipeline.sizes import Sizes
-from pipeline.stages.base import PinnedModel, Place, Result, Stage
+from pipeline.model import loading
+from pipeline.model.sizes import Sizes
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import Cost, Machine
+from pipeline.stages.stage import PinnedModel, Place, Result, Stage
 from pipeline.stages.variant import Variant
 
 _RESULT = "result.json"
@@ -31,7 +31,7 @@ _TASK_TOKENS = 4 * 100
 @functools.lru_cache(maxsize=1)
 def _model(model: ModelConfig, directory: str | None) -> PreTrainedModel:
     """Loaded once for all measurements of a variant that this worker process gets."""
-    loaded: Any = models.load_model(model, directory)  # transformers' wrapper hides the signature of ``cuda``
+    loaded: Any = loading.load_model(model, directory)  # transformers' wrapper hides the signature of ``cuda``
     return loaded.cuda() if torch.cuda.is_available() else loaded
 
 
@@ -74,7 +74,7 @@ class Cloze(Stage[str]):
             try:
                 write_cloze_task(
                     texts,
-                    models.load_tokenizer(self.model.config),
+                    loading.load_tokenizer(self.model.config),
                     directory,
                     questions=self.config.questions,
                     context_tokens=self.config.context_tokens,
@@ -191,7 +191,7 @@ class Samples(Cell[list[Sample]]):
     def measure(self) -> list[Sample]:
         from pipeline.evaluation.samples import beginnings, continuations
 
-        tokenizer, config = models.load_tokenizer(self.model.config), self.config
+        tokenizer, config = loading.load_tokenizer(self.model.config), self.config
         end = tokenizer.eos_token_id
         prompts = beginnings(self.text.read(), end, config.prompts, config.prompt_tokens)
         texts = continuations(self.loaded(), prompts, config.new_tokens, config.temperature, end, self.seed)
@@ -237,7 +237,7 @@ class TaskAccuracy(Cell[ZeroShot]):
         loaded, model = self.loaded(), self.model.config
         return zero_shot(
             loaded,
-            models.load_tokenizer(model),
+            loading.load_tokenizer(model),
             self.source.read() if isinstance(self.source, Cloze) else self.source,
             limit=self.config.documents_for(self.task),
             batch_size=self.config.batch_size,

@@ -9,11 +9,11 @@ from typing import Any
 
 from leap.export import export, zeros
 from leap.surgery import prunable_linears
-from pipeline import models
-from pipeline.sizes import Sizes
-from pipeline.stages.base import PinnedModel, Stage
+from pipeline.model import loading
+from pipeline.model.sizes import Sizes
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.source import MaskSource, variant_name
+from pipeline.stages.stage import PinnedModel, Stage
 
 _LAYERS = "sparsity.json"
 
@@ -61,11 +61,11 @@ class Harden(Stage[Exported]):
     def run(self) -> None:
         """Write the pruned model, and count its zeros."""
         model = self.model.config
-        loaded = models.load_model(model)
+        loaded = loading.load_model(model)
         about = {
             "model": model.source,
             "revision": model.revision,
-            "model_hash": models.identity(model),
+            "model_hash": loading.identity(model),
             "method": self.method,
             "sparsity": self.sparsity,
             "scope": self.source.scope,
@@ -73,9 +73,9 @@ class Harden(Stage[Exported]):
         }
         with self.directory.work() as (directory, facts):
             pruned, changed = self.source.pruned(prunable_linears(loaded), self.sparsity)
-            layers = export(loaded, models.load_tokenizer(model), pruned, directory, about)
+            layers = export(loaded, loading.load_tokenizer(model), pruned, directory, about)
             (directory / _LAYERS).write_text(json.dumps(layers, indent=1))
-            zero, numel = zeros(models.load_model(model, directory))  # of what was written, not of what was meant
+            zero, numel = zeros(loading.load_model(model, directory))  # of what was written, not of what was meant
             facts |= {
                 **about,
                 "weights_changed": changed,

@@ -13,19 +13,19 @@ from torch import nn
 
 from leap.export import Pruned
 from leap.optimisers import logit_optimiser
-from pipeline.artifacts.masks import learned_masks
-from pipeline.checksums import FILES
+from pipeline.artifacts.checksums import FILES
+from pipeline.artifacts.learned_masks import learned_masks
+from pipeline.artifacts.logit_checkpoint import FOLDER, Checkpoint
 from pipeline.config import Dtype, LearnConfig
 from pipeline.learning.board import here, start_board
-from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.trainer import fit
 from pipeline.learning.worker import Job
-from pipeline.sizes import Sizes
-from pipeline.stages.base import PinnedModel, Place
+from pipeline.model.sizes import Sizes
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import GPU_SPEED, Cost, Machine
 from pipeline.stages.prior import Prior
 from pipeline.stages.source import MaskSource, variant_name
+from pipeline.stages.stage import PinnedModel, Place
 
 #: Seconds that starting a group of workers takes.
 WORKER_START = 12.0

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from leap.packed import MaskFile
-from pipeline.sizes import Sizes
-from pipeline.stages.base import Stage
+from pipeline.model.sizes import Sizes
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.harden import Harden
+from pipeline.stages.stage import Stage
 
 TILES = 24
 """Tiles along the longer side of a matrix, at most."""

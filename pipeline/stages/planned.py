@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.config import RunConfig
-from pipeline.stages.base import Stage
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.prior import Prior, PriorKey
+from pipeline.stages.stage import Stage
 from pipeline.stages.variant import Variant
 
 S = TypeVar("S", bound=Stage[Any])

@@ -9,15 +9,15 @@ from torch import nn
 from leap.export import Pruned
 from leap.layerwise import METHODS, Target, sweep
 from leap.methods import LayerScope
-from pipeline.artifacts import prior as artifact
-from pipeline.artifacts.prior import PriorArtifact
+from pipeline.artifacts import prior_files as artifact
+from pipeline.artifacts.prior_files import PriorArtifact
 from pipeline.config import Method, PriorConfig
-from pipeline.sizes import Sizes
+from pipeline.model.sizes import Sizes
 from pipeline.stages import blockwise
-from pipeline.stages.base import PinnedModel
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.source import MaskSource, variant_name
+from pipeline.stages.stage import PinnedModel
 
 #: Method, within what it compares weights, sparsity.
 PriorKey = tuple[Method, LayerScope, float]

@@ -9,17 +9,17 @@ from torch import nn
 from leap.export import Pruned
 from leap.layerwise import METHODS, reconstruct_sweep
 from leap.surgery import prunable_linears
-from pipeline.artifacts import prior as artifact
-from pipeline.artifacts.masks import learned_masks
-from pipeline.artifacts.prior import PriorArtifact
+from pipeline.artifacts import prior_files as artifact
+from pipeline.artifacts.learned_masks import learned_masks
+from pipeline.artifacts.prior_files import PriorArtifact
 from pipeline.config import PriorConfig
-from pipeline.sizes import Sizes
+from pipeline.model.sizes import Sizes
 from pipeline.stages import blockwise
-from pipeline.stages.base import PinnedModel
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.learn import Learn
 from pipeline.stages.source import MaskSource, variant_name
+from pipeline.stages.stage import PinnedModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from leap.export import Pruned
-from pipeline.origin import Origin
-from pipeline.stages.base import Result, Stage
+from pipeline.stages.origin import Origin
+from pipeline.stages.stage import Result, Stage
 
 if TYPE_CHECKING:
     from pipeline.stages.learn import Learn

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.origin import Origin
 from pipeline.stages.harden import Harden
 from pipeline.stages.learn import Learn
+from pipeline.stages.origin import Origin
 from pipeline.stages.prior import Prior
 from pipeline.stages.source import variant_name
 

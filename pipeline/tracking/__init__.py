@@ -10,9 +10,9 @@ print(*tracker.summary(), sep="\\n")
 Records are written to a journal in the run's directory first and delivered to MLflow from there.
 """
 
-from pipeline.tracking.base import NoTracker, Run, Status, Tracker
 from pipeline.tracking.factory import check_stores, make_tracker
 from pipeline.tracking.local import LocalRecords
 from pipeline.tracking.mlflow_store import default_uri
+from pipeline.tracking.tracker import NoTracker, Run, Status, Tracker
 
 __all__ = ["LocalRecords", "NoTracker", "Run", "Status", "Tracker", "check_stores", "default_uri", "make_tracker"]

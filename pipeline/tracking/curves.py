@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.tracking.base import Run
+from pipeline.tracking.tracker import Run
 
 
 class Curves:

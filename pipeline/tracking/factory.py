@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
-from pipeline.tracking.base import Tracker
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.local import LocalRecords
 from pipeline.tracking.mlflow_store import MlflowStore
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.store import Store
+from pipeline.tracking.record_store import Store
+from pipeline.tracking.tracker import Tracker
 
 #: By the names in ``tracking.stores``. A new kind of store is its class and an entry here.
 STORES: dict[str, type[Store]] = {"mlflow": MlflowStore}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.redaction import redact
+from pipeline.tracking.redaction import redact
 from pipeline.tracking.values import jsonable
 
 FILE = "records.jsonl"

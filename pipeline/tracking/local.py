@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.base import RunPath, Tracker
 from pipeline.tracking.journal import InUseError, Journal
 from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.tracker import RunPath, Tracker
 
 
 class LocalRecords(Tracker):

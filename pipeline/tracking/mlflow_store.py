@@ -19,12 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.artifacts.store import local_copy, write_atomically
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
-from pipeline.redaction import HIDDEN, redact
-from pipeline.storage import local_copy, write_atomically
+from pipeline.tracking.record_store import Store
+from pipeline.tracking.redaction import HIDDEN, redact
 from pipeline.tracking.registry import register
-from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from pipeline.program import program
-from pipeline.redaction import HIDDEN, redact
 from pipeline.tracking.journal import read
-from pipeline.tracking.store import Store
+from pipeline.tracking.record_store import Store
+from pipeline.tracking.redaction import HIDDEN, redact
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from pipeline.tracking.base import Run
+from pipeline.tracking.tracker import Run
 
 
 class SystemMetrics:

@@ -13,11 +13,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipeline.config import EvaluateConfig, RunConfig
-from pipeline.flow import Flow
-from pipeline.plan import make_plan
-from pipeline.progress import Console
+from pipeline.execution.executor import Flow
+from pipeline.execution.plan import make_plan
+from pipeline.execution.progress import Console
 from pipeline.stages.evaluate import TextPerplexity
-from pipeline.tracking.base import Run
+from pipeline.tracking.tracker import Run
 from pipeline.tuning import space
 
 SEEDS = (0, 1, 2)

@@ -9,8 +9,8 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from pipeline.tuning.domains import Domain
-from pipeline.tuning.records import Record
 from pipeline.tuning.search import Cost
+from pipeline.tuning.trial_records import Record
 
 #: Fewer trials say nothing about a field.
 LEAST_TRIALS = 8

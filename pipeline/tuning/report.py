@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import RunConfig
-from pipeline.redaction import redact
-from pipeline.reporting.formatting import count, duration, perplexity, short_percent
+from pipeline.formatting import count, duration, perplexity, short_percent
 from pipeline.reporting.html import page
 from pipeline.reporting.markup import definitions, details, escape, figure, section, table
 from pipeline.reporting.svg import inline_svg
+from pipeline.tracking.redaction import redact
 from pipeline.tuning import outcome
 from pipeline.tuning.confirm import Comparison
-from pipeline.tuning.records import Record
 from pipeline.tuning.search import Search
 from pipeline.tuning.space import Space
+from pipeline.tuning.trial_records import Record
 
 #: Rows of the table on the terminal.
 SHOWN = 12

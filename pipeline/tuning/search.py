@@ -24,9 +24,9 @@ from pipeline.config import LearnConfig, RunConfig
 from pipeline.errors import UserError
 from pipeline.tuning import trial
 from pipeline.tuning.domains import Choice, Domain
-from pipeline.tuning.records import Record, Records
 from pipeline.tuning.space import Space
 from pipeline.tuning.trial import LOSS, SPARSITY, Trials
+from pipeline.tuning.trial_records import Record, Records
 from pipeline.tuning.watch import Relay, Watcher
 
 Proposer = Literal["optuna", "random", "grid"]

@@ -20,10 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leap.settings import LearnSettings
-from pipeline import recipe
-from pipeline.config import LearnConfig, RunConfig
+from pipeline.config import LearnConfig, RunConfig, recipe
+from pipeline.config.paths import is_file
 from pipeline.errors import UserError
-from pipeline.paths import is_file
 from pipeline.tuning.domains import Choice, Domain, Span
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "tune_spaces"

@@ -13,15 +13,15 @@ import fsspec
 import ray
 from ray import tune
 
+from pipeline.artifacts.logit_checkpoint import FOLDER, Checkpoint
+from pipeline.artifacts.store import StageDir
 from pipeline.config import RunConfig
-from pipeline.learning.checkpoint import FOLDER, Checkpoint
 from pipeline.learning.trainer import trainer
 from pipeline.learning.worker import Job
-from pipeline.stages.base import PinnedModel
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.learn import Learn
 from pipeline.stages.prior import Prior, PriorKey
-from pipeline.storage import StageDir
+from pipeline.stages.stage import PinnedModel
 from pipeline.tuning import space
 
 #: What trials are judged by, among the metrics of a step.

@@ -10,13 +10,13 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from pipeline.learning.checkpoint import FOLDER, Checkpoint
-from pipeline.progress import Console, TrainingProgress
-from pipeline.redaction import redact
-from pipeline.tracking.base import Run
+from pipeline.artifacts.logit_checkpoint import FOLDER, Checkpoint
+from pipeline.execution.progress import Console, TrainingProgress
 from pipeline.tracking.curves import Curves
-from pipeline.tuning.records import Record, Records
+from pipeline.tracking.redaction import redact
+from pipeline.tracking.tracker import Run
 from pipeline.tuning.trial import LOSS, SPARSITY, Trials, forget_logits
+from pipeline.tuning.trial_records import Record, Records
 
 
 class Relay(tune.Callback):

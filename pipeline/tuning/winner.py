@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import recipe
-from pipeline.config import RunConfig
-from pipeline.redaction import redact
-from pipeline.storage import write_atomically
+from pipeline.artifacts.store import write_atomically
+from pipeline.config import RunConfig, recipe
+from pipeline.tracking.redaction import redact
 from pipeline.tuning import space
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import recipe
+from pipeline.config import recipe
 
 CLUSTER = ROOT / "cluster"
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 from leap.settings import LearnSettings
-from pipeline import recipe
-from pipeline.sizes import measure
+from pipeline.config import recipe
+from pipeline.model.sizes import measure
 from pipeline.stages.learn import worker_memory
 
 

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from leap.export import export
 from leap.packed import MaskFile
 from leap.surgery import prunable_linears
-from pipeline import models, recipe
-from pipeline.config import BenchmarkConfig, ModelConfig
-from pipeline.plan import make_plan
-from pipeline.speed import decode, matrices
+from pipeline.config import BenchmarkConfig, ModelConfig, recipe
+from pipeline.evaluation import decode_speed, matrix_speed
+from pipeline.execution.plan import make_plan
+from pipeline.model import loading
 from pipeline.stages.benchmark import Benchmark
 
 
@@ -25,7 +25,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """The work on an export as the stage ``harden`` leaves it; one layer much sparser than the others."""
     overrides = [f"output={tmp_path_factory.mktemp('runs')}", "benchmark={seconds: 0.01, tokens: 3, rounds: 2}"]
     (benchmark,) = make_plan(recipe.load(str(tiny / "tiny.yaml"), overrides)).of(Benchmark)
-    model = models.load_model(ModelConfig(source=str(tiny / "model")))
+    model = loading.load_model(ModelConfig(source=str(tiny / "model")))
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(linear.weight.shape, generator=generator) < 0.5 for linear in prunable_linears(model).values()]
     masks[0][:, 1:] = False
@@ -66,18 +66,18 @@ def test_a_stage_measures_every_shape_and_dtype(measured: Benchmark) -> None:
 
 def test_both_models_decode_the_same_text_and_share_what_is_not_pruned(tiny: Path, measured: Benchmark) -> None:
     pruned = measured.export.directory.path()
-    dense = models.load_model(ModelConfig(source=str(tiny / "model")), pruned)
-    sparse = decode.packed_copy(dense, MaskFile(pruned))
+    dense = loading.load_model(ModelConfig(source=str(tiny / "model")), pruned)
+    sparse = decode_speed.packed_copy(dense, MaskFile(pruned))
     assert sparse.get_input_embeddings().weight is dense.get_input_embeddings().weight
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.allclose(sparse(ids).logits, dense(ids).logits, atol=1e-5)
-    assert len(decode.decode(sparse, ids, 4)) == 4
+    assert len(decode_speed.decode(sparse, ids, 4)) == 4
 
 
 def test_layers_count_as_often_as_the_model_has_them() -> None:
     rows: Any = [{"layers": 1, "dense_us": 10.0, "sparse_us": 2.0}, {"layers": 3, "dense_us": 10.0, "sparse_us": 10.0}]
-    assert matrices.speedup(rows) == pytest.approx(40 / 32)
+    assert matrix_speed.speedup(rows) == pytest.approx(40 / 32)
 
 
 @pytest.mark.parametrize("dtypes", [[], ["float32", "float32"]])

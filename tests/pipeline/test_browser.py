@@ -12,9 +12,9 @@ from test_reporting_report import SECTIONS, results, variant  # noqa: F401 - a f
 from test_tuning_outcome import searched
 
 from pipeline.config import TrackingConfig
-from pipeline.records import variant_metrics
 from pipeline.reporting import make_figures, write_page
-from pipeline.table_row import Row
+from pipeline.results.recording import variant_metrics
+from pipeline.results.row import Row
 from pipeline.tracking import make_tracker
 from pipeline.tuning.report import render
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import leap
 from leap.layerwise import Target, sweep
-from pipeline import models, recipe
+from pipeline.config import recipe
+from pipeline.model import loading
 from pipeline.nano import corpus
 
 LENGTH = 128
@@ -22,7 +23,7 @@ MARGIN = 0.02
 @pytest.fixture(scope="module")
 def texts() -> dict[str, Tensor]:
     """Rows of 128 tokens of the splits that nano was not trained on."""
-    tokenizer = models.load_tokenizer(recipe.load("nano").model)
+    tokenizer = loading.load_tokenizer(recipe.load("nano").model)
     rows = {}
     for split, count in (("calibration", 96), ("heldout", 48)):
         stream: list[int] = []
@@ -41,7 +42,7 @@ def test_more_steps_never_make_the_result_worse(texts: dict[str, Tensor], sparsi
     losses = []
     for steps in (12, 24, 48):
         settings = replace(config.learn["leap"].settings, steps=steps, batch_rows=8, microbatch_rows=8)
-        model = models.load_model(config.model)
+        model = loading.load_model(config.model)
         leap.prune(model, texts["calibration"], sparsity=sparsity, settings=settings, prior_rows=32)
         with torch.no_grad():
             losses.append(float(model(input_ids=texts["heldout"], labels=texts["heldout"]).loss))
@@ -54,7 +55,7 @@ def test_without_settings_the_mask_beats_the_best_layer_wise_method(texts: dict[
     config = recipe.load("nano").model
     losses = {}
     for name in ("default", "admm"):
-        model = models.load_model(config)
+        model = loading.load_model(config)
         if name == "admm":
             for _ in sweep(model, texts["calibration"], "admm", Target(0.5)):
                 pass

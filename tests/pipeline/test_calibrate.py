@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import sentences
 
-from pipeline import corpora
+from pipeline.artifacts.packed_rows import PackedRows
+from pipeline.artifacts.store import MANIFEST
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
+from pipeline.data import corpora
 from pipeline.errors import UserError
-from pipeline.models import load_tokenizer
-from pipeline.ray_cluster import start_ray, stop_ray
-from pipeline.rows import PackedRows
+from pipeline.execution.ray_cluster import start_ray, stop_ray
+from pipeline.model.loading import load_tokenizer
 from pipeline.stages import calibrate
-from pipeline.stages.base import PinnedModel
 from pipeline.stages.calibrate import Calibrate
-from pipeline.storage import MANIFEST
+from pipeline.stages.stage import PinnedModel
 
 pytestmark = pytest.mark.ray
 

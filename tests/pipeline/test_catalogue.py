@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from pipeline import recipe
+from pipeline.config import recipe
 from pipeline.run import main
 
 #: Packages that take a second or more to import, together about eight.

@@ -15,12 +15,11 @@ from transformers import LlamaForCausalLM
 from leap.export import export
 from leap.layerwise import LayerResult
 from leap.surgery import prunable_linears
-from pipeline import checksums
-from pipeline.artifacts import prior
+from pipeline.artifacts import checksums, prior_files
+from pipeline.artifacts.packed_rows import PackedRows
+from pipeline.artifacts.store import MANIFEST, StageDir, _compared
 from pipeline.errors import DamagedError
-from pipeline.rows import PackedRows
 from pipeline.stages.calibrate import ShardWriter
-from pipeline.storage import MANIFEST, StageDir, _compared
 
 FLIPS = 24
 
@@ -42,7 +41,7 @@ def write_prior(directory: Path, model: LlamaForCausalLM) -> None:
         (name, LayerResult(linear.weight > 0, linear.weight.detach(), linear.weight.detach().abs()))
         for name, linear in prunable_linears(model).items()
     ]
-    prior.write(directory, model, True, results)
+    prior_files.write(directory, model, True, results)
 
 
 def write_export(directory: Path, model: LlamaForCausalLM) -> None:
@@ -123,7 +122,7 @@ def test_of_large_work_on_a_store_the_sizes_are_looked_at_without_fetching_it(
     stage = StageDir(f"memory://{tmp_path.name}", "stage", "item", "key")
     with stage.work() as (directory, _):
         (directory / "a").write_bytes(b"0" * 100)
-    monkeypatch.setattr("pipeline.storage.READ_BYTES", 10)
+    monkeypatch.setattr("pipeline.artifacts.store.READ_BYTES", 10)
     assert stage.damage() is None
     assert not list((tmp_path / "cache").rglob("a"))
     fs, root = fsspec.core.url_to_fs(stage.uri_of())

@@ -19,10 +19,12 @@ from conftest import sentences
 from safetensors.torch import load_file, save_file
 from transformers import ByT5Tokenizer, MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-import pipeline.main
-from pipeline import hub, local_text, models, preflight, recipe
-from pipeline.config import CorpusConfig
+import pipeline.commands.prune
+from pipeline.config import CorpusConfig, recipe
+from pipeline.data import hub, local_files
 from pipeline.evaluation import tasks
+from pipeline.execution import preflight
+from pipeline.model import loading
 from pipeline.run import main, parse, parser
 from pipeline.stages.evaluate import Cell
 
@@ -77,7 +79,7 @@ def fails(
     def started(*_: object) -> None:
         raise AssertionError("Ray would have been started")
 
-    monkeypatch.setattr(pipeline.main, "start_ray", started)
+    monkeypatch.setattr(pipeline.commands.prune, "start_ray", started)
 
     def of(*overrides: str, name: str = str(tiny / "tiny.yaml")) -> str:
         assert main(["run", "--recipe", name, f"output={tmp_path / 'runs'}", *overrides]) == 2
@@ -257,7 +259,7 @@ def test_a_corpus_that_is_too_small_says_how_many_tokens_it_has(fails: SimpleNam
             opener = gzip.open if form.endswith("gz") else open
             with opener(file, "wt") as lines:
                 lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(fails.model)))
+    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(fails.model)))
     tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
     given = [f"data.calibration.source={file}", "data.calibration.share=[0,100]"]
     line = fails.of(*given, "data.calibration.tokens=100000")
@@ -270,12 +272,12 @@ def test_a_corpus_that_is_too_small_says_how_many_tokens_it_has(fails: SimpleNam
 
 
 def test_counting_stops_where_there_is_enough(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(tiny / "model")))
+    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(tiny / "model")))
     corpus = CorpusConfig(source=str(tiny / "text.jsonl"))
-    everything = local_text.count([corpus.source], corpus, tokenizer, enough=10**9)
+    everything = local_files.count([corpus.source], corpus, tokenizer, enough=10**9)
     assert everything[0] == 400
-    documents, tokens = local_text.count([corpus.source], corpus, tokenizer, enough=1)
-    assert documents == local_text.BATCH
+    documents, tokens = local_files.count([corpus.source], corpus, tokenizer, enough=1)
+    assert documents == local_files.BATCH
     assert 1 <= tokens < everything[1]
 
 
@@ -289,7 +291,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(fails: SimpleNamespace) -> 
 
 
 def test_a_special_token_beyond_the_model_is_none_that_a_text_has(fails: SimpleNamespace) -> None:
-    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(fails.model)))
+    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(fails.model)))
     assert preflight._tokens_of_text(tokenizer) == 400
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     assert preflight._tokens_of_text(tokenizer) == 400  # as Gemma 3, whose tokenizer has one token more than the model
@@ -301,7 +303,7 @@ def test_a_special_token_beyond_the_model_is_none_that_a_text_has(fails: SimpleN
 def test_a_special_token_beyond_the_model_that_rows_need(fails: SimpleNamespace, name: str) -> None:
     model = fails.directory / "model"
     shutil.copytree(fails.model, model)
-    tokenizer = models.load_tokenizer(models.ModelConfig(source=str(model)))
+    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(model)))
     tokenizer.add_special_tokens({name: "<|im_end|>"})
     tokenizer.save_pretrained(model)
     line = fails.of(f"model.source={model}")
@@ -444,7 +446,7 @@ def test_too_little_disk(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 
 
 def test_more_workers_than_the_machine_can_place(fails: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.main, "resources", lambda: {"CPU": 2.0, "GPU": 0.0})
+    monkeypatch.setattr(pipeline.commands.prune, "resources", lambda: {"CPU": 2.0, "GPU": 0.0})
     line = fails.of("learn.leap.workers=4")
     assert line == "learn.leap.workers: 4 workers of 1 threads need 4 CPUs, the cluster has 2"
     line = fails.of("learn.leap.gpu=true")
@@ -493,7 +495,7 @@ def test_a_plan_shows_work_sizes_and_what_is_finished(
     assert "finished" not in out
     assert not list(tmp_path.iterdir())
 
-    plan = pipeline.main.make_plan(recipe.load(arguments[2], arguments[3:]))
+    plan = pipeline.commands.prune.make_plan(recipe.load(arguments[2], arguments[3:]))
     with plan.priors["wanda", "row", 0.5].directory.work():
         pass
     with plan.of(Cell)[0].directory.work():

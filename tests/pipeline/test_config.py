@@ -11,9 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from leap.settings import LearnSettings
-from pipeline import number_types, paths, recipe
-from pipeline.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
-from pipeline.fields import SECTION, all_fields, known_key
+from pipeline.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig, dtypes, paths, recipe
+from pipeline.config.fields import SECTION, all_fields, known_key
 
 GPU = {
     "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
@@ -109,7 +108,7 @@ def test_sections_that_contradict_each_other_are_refused(value: dict[str, Any], 
 def test_auto_is_the_number_type_of_the_cpus_matrix_units(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, dtype: str
 ) -> None:
-    monkeypatch.setattr(number_types, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(dtypes, "_CPU", tmp_path / "cpuinfo")
     if flags is not None:
         (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + flags)
     assert ModelConfig.model_validate({"dtype": "auto"}).dtype == dtype

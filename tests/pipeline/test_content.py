@@ -10,7 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline import checksums, content
+from pipeline.artifacts import checksums
+from pipeline.data import content
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,8 @@ import datasets
 import pytest
 from conftest import ROOT
 
-from pipeline import corpora, hub, recipe
-from pipeline.config import CorpusConfig
-from pipeline.data import fetch
+from pipeline.config import CorpusConfig, recipe
+from pipeline.data import corpora, fetch, hub
 from pipeline.evaluation.tasks import resolve_task
 
 DATA = ROOT.parent / "shared" / "data"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fallbacks, recipe
-from pipeline.config import CorpusConfig, DataConfig, RunConfig
+from pipeline.config import CorpusConfig, DataConfig, RunConfig, recipe
+from pipeline.data import fallbacks
 from pipeline.errors import UserError
-from pipeline.plan import make_plan
+from pipeline.execution.plan import make_plan
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.evaluate import TextPerplexity
 

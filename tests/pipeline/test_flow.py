@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from pipeline import describe
+from pipeline.commands import show
+from pipeline.config.recipe import load
 from pipeline.errors import DamagedError, UserError
-from pipeline.flow import Flow
-from pipeline.progress import Console
-from pipeline.ray_cluster import cause_of
-from pipeline.recipe import load
-from pipeline.sizes import Sizes
-from pipeline.stages.base import Place, Stage
+from pipeline.execution.executor import Flow
+from pipeline.execution.progress import Console
+from pipeline.execution.ray_cluster import cause_of
+from pipeline.model.sizes import Sizes
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.planned import Plan
-from pipeline.tracking.base import NoTracker
+from pipeline.stages.stage import Place, Stage
+from pipeline.tracking.tracker import NoTracker
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +95,16 @@ def test_a_new_kind_of_work_is_run_kept_shown_and_read_by_its_class_alone(
 ) -> None:
     flow = _Flow(tmp_path, set())
     config = flow.plan.config.model_copy(update={"output": str(tmp_path)})
-    monkeypatch.setattr(describe, "make_plan", lambda config: Plan(config, [], flow.plan.stages, []))
-    monkeypatch.setattr(describe.preflight, "check", lambda _: (None, []))
-    describe.show_plan(config.model_copy(update={"learn": {}}))
+    monkeypatch.setattr(show, "make_plan", lambda config: Plan(config, [], flow.plan.stages, []))
+    monkeypatch.setattr(show.preflight, "check", lambda _: (None, []))
+    show.show_plan(config.model_copy(update={"learn": {}}))
     assert re.search(r"toy +a +to do +4\sMB +2\smin", capsys.readouterr().out)
     flow.execute()
     flow.execute()
     assert flow.made == ["a", "b", "c"], "what is finished is not done again"
     assert [toy.read() for toy in flow.plan.of(Toy)] == ["a", "b", "c"]
     assert all((tmp_path / "toy" / f"{toy.item}-{toy.key}").is_dir() for toy in flow.plan.of(Toy))
-    describe.show_plan(config.model_copy(update={"learn": {}}))
+    show.show_plan(config.model_copy(update={"learn": {}}))
     assert capsys.readouterr().out.count("finished") == 3
 
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from pipeline import corpora, hub, models
 from pipeline.config import CorpusConfig, ModelConfig
+from pipeline.data import corpora, hub
+from pipeline.model import loading
 
 NEWEST, OLDER = "a" * 40, "b" * 40
 
@@ -34,11 +35,11 @@ def downloaded(cache: Path, kind: str) -> None:
 
 def test_a_model_and_a_data_set_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     online(monkeypatch, NEWEST)
-    assert models.identity(ModelConfig(source="a/b")) == f"a/b@{NEWEST}"
+    assert loading.identity(ModelConfig(source="a/b")) == f"a/b@{NEWEST}"
     assert corpora.content_key(CorpusConfig(source="hub:a/b")) == ["hub:a/b", NEWEST]
     hub.commit.cache_clear()
     online(monkeypatch, OLDER)
-    assert models.identity(ModelConfig(source="a/b")) == f"a/b@{OLDER}"
+    assert loading.identity(ModelConfig(source="a/b")) == f"a/b@{OLDER}"
 
 
 def test_without_a_network_it_is_what_was_downloaded_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from test_checksums import flipped
 
+from pipeline.artifacts.logit_checkpoint import FOLDER, Checkpoint, resume, save
+from pipeline.artifacts.store import StageDir, _compared
 from pipeline.errors import DamagedError
-from pipeline.learning.checkpoint import FOLDER, Checkpoint, resume, save
-from pipeline.storage import StageDir, _compared
 
 SHAPES = {"a": [6, 8], "b": [5, 3]}
 FACTS = {"multipliers": [0.25], "history": [{"loss": 1.5, "seconds": 0.1}], "shared_moments": []}

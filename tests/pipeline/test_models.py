@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.models import EMBEDDED, load_model, load_tokenizer, locate
+from pipeline.model.loading import EMBEDDED, load_model, load_tokenizer, locate
 from pipeline.nano import corpus
 
 

@@ -15,11 +15,12 @@ from conftest import ROOT
 
 from leap.losses import output_losses
 from leap.surgery import prunable_linears
-from pipeline import models, recipe
-from pipeline.artifacts.masks import learned_masks
-from pipeline.learning.checkpoint import Checkpoint
-from pipeline.plan import make_plan
-from pipeline.results import training_curves
+from pipeline.artifacts.learned_masks import learned_masks
+from pipeline.artifacts.logit_checkpoint import Checkpoint
+from pipeline.config import recipe
+from pipeline.execution.plan import make_plan
+from pipeline.model import loading
+from pipeline.results.collect import training_curves
 from pipeline.stages import calibrate
 from pipeline.stages.learn import Learn
 from pipeline.stages.planned import Plan
@@ -42,8 +43,8 @@ from types import SimpleNamespace
 import ray.train
 import torch.distributed as dist
 from pipeline.learning import worker
-from pipeline.plan import make_plan
-from pipeline import recipe
+from pipeline.execution.plan import make_plan
+from pipeline.config import recipe
 from pipeline.stages.learn import Learn
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
@@ -95,7 +96,7 @@ def _checkpoint(plan: Plan) -> Checkpoint:
 
 
 def test_masks_are_exact_and_what_is_kept_is_kept_at_every_lower_sparsity(plan: Plan) -> None:
-    names = list(prunable_linears(models.load_model(plan.config.model)))
+    names = list(prunable_linears(loading.load_model(plan.config.model)))
     kept: dict[float, Any] = {}
     for sparsity in sorted(SPARSITIES):
         masks = learned_masks(_checkpoint(plan), names, sparsity, "global")
@@ -141,12 +142,12 @@ def test_masks_over_new_weights_are_exported_with_them(tiny: Path, tmp_path: Pat
     changes = ("learn.leap.settings.prior=admm", "learn.leap.settings.weights=prior")
     plan = learned(tiny, tmp_path, 0, changes=changes)
     config, artifact = plan.config, plan.of(Learn)[0].prior.read()
-    dense = prunable_linears(models.load_model(config.model))
+    dense = prunable_linears(loading.load_model(config.model))
     variant = next(v for v in plan.variants if v.method == "leap" and v.sparsity == 0.6)
     assert variant.export is not None
     variant.export.run()
     assert variant.export.read().weights_changed
-    exported = models.load_model(config.model, variant.export.read().directory)
+    exported = loading.load_model(config.model, variant.export.read().directory)
     for name, linear in prunable_linears(exported).items():
         new = artifact.new_weight(name, dense[name].weight.detach())
         kept = linear.weight != 0

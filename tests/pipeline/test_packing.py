@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
+from pipeline.data.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
 from pipeline.stages import calibrate
 from pipeline.stages.calibrate import ShardWriter
 

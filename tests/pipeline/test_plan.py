@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import corpora, models, recipe
+from pipeline.config import recipe
+from pipeline.data import corpora
 from pipeline.errors import UserError
+from pipeline.execution.plan import make_plan, task_directory
 from pipeline.learning.worker import Job
-from pipeline.plan import make_plan, task_directory
-from pipeline.sizes import measure
+from pipeline.model import loading
+from pipeline.model.sizes import measure
 from pipeline.stages.benchmark import Benchmark
 from pipeline.stages.calibrate import Calibrate
 from pipeline.stages.cost import Machine
@@ -284,7 +286,7 @@ def test_some_of_several_files_are_not_taken_for_all(tmp_path: Path) -> None:
 def test_sizes_are_those_of_the_model(tiny: Path) -> None:
     config = recipe.load(str(tiny / "tiny.yaml"))
     sizes = measure(config)
-    model = models.load_model(config.model)
+    model = loading.load_model(config.model)
     assert sizes.parameters == sum(p.numel() for p in model.parameters())
     hidden, inner, key_value, vocabulary = 36, 50, 12, 400
     block = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner

@@ -13,11 +13,11 @@ from leap.layerwise import METHODS, InputStatistics, LayerResult, Target, select
 from leap.layerwise.base import layer_method
 from leap.surgery import decoder_blocks, prunable_linears
 from pipeline.config import Dtype, PriorConfig
+from pipeline.config.recipe import load
 from pipeline.errors import UserError
-from pipeline.models import load_model
-from pipeline.plan import make_plan
-from pipeline.recipe import load
-from pipeline.sizes import measure
+from pipeline.execution.plan import make_plan
+from pipeline.model.loading import load_model
+from pipeline.model.sizes import measure
 from pipeline.stages import prior
 from pipeline.stages.calibrate import Calibrate, ShardWriter
 from pipeline.stages.cost import Machine

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.ray_cluster import start_ray, stop_ray
+from pipeline.execution.ray_cluster import start_ray, stop_ray
 
 pytestmark = pytest.mark.ray
 

@@ -8,8 +8,8 @@ import pytest
 
 from leap.settings import DensityControl, LearnSettings
 from pipeline.config import LearnConfig, RunConfig
+from pipeline.config.recipe import load, merge
 from pipeline.errors import UserError
-from pipeline.recipe import load, merge
 
 
 def write(path: Path, text: str) -> str:

@@ -5,12 +5,11 @@ import logging
 
 import pytest
 
-from pipeline import recipe
-from pipeline.config import TrackingConfig
-from pipeline.progress import Console
-from pipeline.redaction import redact
+from pipeline.config import TrackingConfig, recipe
+from pipeline.execution.progress import Console
 from pipeline.tracking import LocalRecords, make_tracker
 from pipeline.tracking.mlflow_store import STATES
+from pipeline.tracking.redaction import redact
 from pipeline.tracking.sync import sync
 from pipeline.tuning import winner
 
@@ -94,7 +93,7 @@ def test_a_run_writes_no_secret_anywhere(password, tmp_path, capsys, caplog):
 
 
 def test_a_model_behind_a_password_is_recorded_where_it_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.tracking.base.local_copy", lambda _: tmp_path / "copy")
+    monkeypatch.setattr("pipeline.tracking.tracker.local_copy", lambda _: tmp_path / "copy")
     with LocalRecords(tmp_path / "records").start_run("run") as run:
         run.log_model("ftp://user:p@ss/word@host/export", "model", "best", {})
         run.log_model("s3://bucket/leap@0.5", "model", "best", {})

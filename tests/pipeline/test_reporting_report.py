@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from pipeline.formatting import count, duration, percent, perplexity
 from pipeline.reporting import headline, make_figures, print_report, render_page, result_rows, write_page
-from pipeline.reporting.formatting import count, duration, percent, perplexity
 from pipeline.reporting.plots.layers import table as layer_table
 from pipeline.reporting.svg import inline_svg
 

@@ -23,8 +23,8 @@ from test_checksums import flipped
 from transformers import AutoModelForCausalLM
 
 from leap.packed import MaskFile
-from pipeline.learning.checkpoint import Checkpoint
-from pipeline.reporting import formatting
+from pipeline import formatting
+from pipeline.artifacts.logit_checkpoint import Checkpoint
 from pipeline.run import main
 from pipeline.tracking.sync import sync
 

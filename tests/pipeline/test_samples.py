@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import models
+from pipeline.artifacts.packed_rows import PackedRows
 from pipeline.config import ModelConfig
 from pipeline.evaluation.samples import beginnings, continuations
-from pipeline.rows import PackedRows
+from pipeline.model import loading
 from pipeline.stages.mask_map import TILES, tile_density
 
 END = 9
@@ -37,7 +37,7 @@ def test_prompts_begin_where_documents_do(tmp_path: Path) -> None:
 
 
 def test_continuations_are_seeded(tiny: Path) -> None:
-    model = models.load_model(ModelConfig(source=str(tiny / "model")))
+    model = loading.load_model(ModelConfig(source=str(tiny / "model")))
     prompts = [[5, 6, 7], [8, 9, 10]]
     state = torch.random.get_rng_state()
     first = continuations(model, prompts, 8, 1.0, 0, seed=3)

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from leap.settings import LearnSettings
+from pipeline.artifacts.store import MANIFEST, StageDir, fingerprint, local_copy, write_atomically
 from pipeline.config import PriorConfig
-from pipeline.storage import MANIFEST, StageDir, fingerprint, local_copy, write_atomically
 
 
 @pytest.fixture(autouse=True)

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from pipeline.config.recipe import load
 from pipeline.evaluation.perplexity import perplexity_of
 from pipeline.evaluation.scores import Document, ZeroShot, zero_shot_of
-from pipeline.measured import Measured
-from pipeline.plan import make_plan
-from pipeline.recipe import load
-from pipeline.records import variant_metrics
+from pipeline.execution.plan import make_plan
 from pipeline.reporting.summary import is_learned
+from pipeline.results.measurements import Measured
+from pipeline.results.recording import variant_metrics
+from pipeline.results.table import Finding, Table, make_table
 from pipeline.stages.harden import Exported
 from pipeline.stages.variant import Variant
-from pipeline.table_rows import Finding, Table, make_table
 
 
 def scored(scores: list[int]) -> ZeroShot:

@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from pipeline.config import TrackingConfig
-from pipeline.records import alias
+from pipeline.results.recording import alias
 from pipeline.tracking import make_tracker
 
 

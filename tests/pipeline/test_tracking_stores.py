@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import TrackingConfig
 from pipeline.errors import UserError
 from pipeline.tracking import check_stores, factory, make_tracker
-from pipeline.tracking.store import Store
+from pipeline.tracking.record_store import Store
 from pipeline.tracking.sync import sync
 
 

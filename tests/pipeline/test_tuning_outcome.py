@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from pipeline import recipe
+from pipeline.config import recipe
 from pipeline.evaluation.statistics import mean_and_stderr
 from pipeline.tuning import confirm, outcome, space, winner
+from pipeline.tuning.charts import make_figures
 from pipeline.tuning.confirm import Comparison
 from pipeline.tuning.domains import Choice, Domain, Span
-from pipeline.tuning.plots import make_figures
-from pipeline.tuning.records import Record, Records
 from pipeline.tuning.report import Summary, print_summary, render
 from pipeline.tuning.search import Cost, Options, make_search
+from pipeline.tuning.trial_records import Record, Records
 
 DOMAINS: dict[str, Domain] = {"learning_rate": Span(0.001, 0.1, log=True), "noise": Choice((True, False))}
 

@@ -20,13 +20,13 @@ import yaml
 from conftest import ROOT, finish
 from ray import tune as ray_tune
 
-from pipeline import recipe
-from pipeline.ray_cluster import start_ray, stop_ray
+from pipeline.config import recipe
+from pipeline.execution.ray_cluster import start_ray, stop_ray
 from pipeline.tuning import search, space
 from pipeline.tuning.domains import Choice
-from pipeline.tuning.records import Record, Records
 from pipeline.tuning.search import Options, make_search
 from pipeline.tuning.trial import LOSS, SPARSITY
+from pipeline.tuning.trial_records import Record, Records
 
 #: Of the density: published, the recipe's, another.
 WEIGHTS = [7.0, 50.0, 20.0]

@@ -9,10 +9,9 @@ import pytest
 import ray
 import yaml
 
-import pipeline.main
+import pipeline.commands.prune
 from leap.settings import LearnSettings
-from pipeline import recipe
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, recipe
 from pipeline.errors import UserError
 from pipeline.run import main
 from pipeline.tuning import search, space
@@ -115,7 +114,7 @@ def test_a_wrong_space_ends_in_one_line_before_anything_starts(
     def started() -> None:
         raise AssertionError("Ray would have been started")
 
-    monkeypatch.setattr(pipeline.main, "start_ray", started)
+    monkeypatch.setattr(pipeline.commands.prune, "start_ray", started)
     arguments = ["--recipe", str(tiny / "tiny.yaml"), "--space", write(tmp_path, **parameters)]
     rate = ["learn.leap.settings.density.weight=0"]
     assert main(["tune", *arguments, f"output={tmp_path / 'runs'}", *rate]) == 2

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pipeline.formatting import short_percent
 from pipeline.reporting import theme
-from pipeline.reporting.formatting import short_percent
 from pipeline.reporting.plots.labels import spread
 
 COLOURS = (theme.ACCENT, theme.SECOND, theme.MUTED, theme.INK)

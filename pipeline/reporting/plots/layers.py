@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.reporting.formatting import percent
-from pipeline.reporting.schema import RunResults, Variant
+from pipeline.formatting import percent
 from pipeline.reporting.svg import tooltip
 from pipeline.reporting.theme import ACCENT, GROUND, INK, MUTED
+from pipeline.results.schema import JsonRow, RunResults
 
 UNIFORM_WITHIN = 0.002
 LEGEND_CELLS = 8
@@ -38,7 +38,7 @@ def place_of(name: str) -> tuple[str, int] | None:
     return (re.sub(r"\.\d+(?=\.|$)", ".*", match[2]), int(match[1])) if match else None
 
 
-def is_uniform(variant: Variant) -> bool:
+def is_uniform(variant: JsonRow) -> bool:
     """Whether all layers are equally sparse, so that a map would show nothing."""
     values = list(variant.get("sparsity_per_layer", {}).values())
     return not values or max(values) - min(values) < UNIFORM_WITHIN
@@ -51,7 +51,7 @@ def limits(results: RunResults) -> Limits:
     return (min(values, default=0.0), max(values, default=1.0))
 
 
-def layers_figure(variant: Variant, scale: Limits) -> Figure | None:
+def layers_figure(variant: JsonRow, scale: Limits) -> Figure | None:
     """A map with a row for each projection and a column for each layer; the stronger the colour, the sparser."""
     rows = {} if is_uniform(variant) else table(variant["sparsity_per_layer"])
     if not rows:

@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pipeline.reporting import formatting, summary
+from pipeline import formatting
+from pipeline.reporting import summary
 from pipeline.reporting.plots.labels import spread
-from pipeline.reporting.schema import RunResults
 from pipeline.reporting.svg import tooltip
 from pipeline.reporting.theme import ACCENT, FAINT, INK, MUTED
+from pipeline.results.schema import RunResults
 
 Points = list[tuple[float, float]]
 PER_ROW = 2

@@ -1,0 +1,41 @@
+"""What a recipe may say: sections with their fields, files that inherit, overrides."""
+
+from pipeline.config.sections import (
+    NAME_BYTES,
+    BenchmarkConfig,
+    ClozeConfig,
+    CorpusConfig,
+    DataConfig,
+    Dtype,
+    EvaluateConfig,
+    LearnConfig,
+    Method,
+    ModelConfig,
+    PriorConfig,
+    RunConfig,
+    SamplesConfig,
+    Section,
+    Seed,
+    Sparsity,
+    TrackingConfig,
+)
+
+__all__ = [
+    "NAME_BYTES",
+    "BenchmarkConfig",
+    "ClozeConfig",
+    "CorpusConfig",
+    "DataConfig",
+    "Dtype",
+    "EvaluateConfig",
+    "LearnConfig",
+    "Method",
+    "ModelConfig",
+    "PriorConfig",
+    "RunConfig",
+    "SamplesConfig",
+    "Section",
+    "Seed",
+    "Sparsity",
+    "TrackingConfig",
+]

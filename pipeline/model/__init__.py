@@ -1,0 +1,1 @@
+"""The model as its files hold it: loading, and how large it is."""

@@ -1,0 +1,1 @@
+"""What finished work says together: the table of variants, and what the tracker is told."""

@@ -1,1 +1,0 @@
-"""How fast a pruned model is: its matrices one by one, and decoding."""
