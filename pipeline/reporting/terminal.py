@@ -54,7 +54,7 @@ def results_table(results: RunResults, width: int) -> Table:
     return table
 
 
-def differences_table(results: RunResults, rows: list[pairs.Row], width: int) -> Table:
+def differences_table(results: RunResults, rows: list[pairs.Pair], width: int) -> Table:
     """The table of differences with the columns that fit in ``width``; the single tasks go first."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     left = width
