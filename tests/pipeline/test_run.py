@@ -18,8 +18,8 @@ import pytest
 import torch
 from browser import free_port
 from conftest import ROOT, Command, finish
+from damage import flipped
 from mlflow import MlflowClient
-from test_checksums import flipped
 from transformers import AutoModelForCausalLM
 
 from leap.packed import MaskFile

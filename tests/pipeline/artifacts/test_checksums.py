@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from damage import flipped
 from transformers import LlamaForCausalLM
 
 from leap.export import export
@@ -98,12 +99,6 @@ def test_damage_is_named_with_the_file(
     damage = stage.damage()
     assert damage is not None
     assert damage.file == missing
-
-
-def flipped(content: bytes, bit: int) -> bytes:
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
 
 
 def test_a_damaged_copy_of_whole_work_is_fetched_again(tmp_path: Path, model: LlamaForCausalLM) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from browser import SCREENSHOTS, MlflowServer, chromium
-from test_reporting_report import SECTIONS, results, variant  # noqa: F401 - a fixture
-from test_tuning_outcome import searched
+from searches import searched
+from test_report_page import SECTIONS, results, variant  # noqa: F401 - a fixture
 
 from pipeline.config import TrackingConfig
 from pipeline.reporting import make_figures, write_page

@@ -11,8 +11,8 @@ import fsspec
 import pytest
 import torch
 import torch.distributed as dist
+from damage import flipped
 from safetensors.torch import save_file
-from test_checksums import flipped
 
 from pipeline.artifacts.logit_checkpoint import FOLDER, Checkpoint, resume, save
 from pipeline.artifacts.store import StageDir, _compared
