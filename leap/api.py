@@ -32,7 +32,7 @@ from leap.optimisers import Updater
 from leap.packed import pack, unpack
 from leap.scopes import layer_scope
 from leap.settings import LearnSettings
-from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block
+from leap.surgery import BlockWeights, block_weights, check_finite, check_runs, linears_by_block, prunable_linears
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def prune(
     if not allow_dense and (reason := blocks.refusal()):
         raise ValueError(f"{type(model).__name__}: {reason}; say allow_dense=True to prune what can be")
     check_finite(model.named_parameters())
+    for linear in prunable_linears(model).values():
+        linear.weight.data = linear.weight.data.contiguous()  # as the kernels want it; a transposed view is not
     if settings is None:
         settings = LearnSettings.for_rows(len(rows), blocks.prunable)
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from leap.checkpoint import untie
 from leap.packed import FILE_NAME, save_masks
-from leap.surgery import prunable_linears
+from leap.surgery import prunable_linears, undo_rescaling
 
 #: Gives a layer's mask (bool [out, in]) and, where weights were changed, its new weight, by number and name. An export
 #: asks twice, first layer by layer for the weights and then for the mask file, so that nobody holds all masks at once.
@@ -60,6 +60,7 @@ def export(
         ValueError: see :func:`apply_masks`; nothing is written then.
     """
     sparsity = apply_masks(model, pruned)
+    undo_rescaling(model)
     _say_untied(model)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)

@@ -29,6 +29,7 @@ from leap.harden import Hardener, global_hardener
 from leap.hidden import hidden_divergence
 from leap.losses import output_losses
 from leap.settings import LearnSettings
+from leap.surgery import NotRunError
 
 
 class NonFiniteLossError(RuntimeError):
@@ -83,7 +84,8 @@ class MaskLearner:
         masks once more from the shared state.
 
         Raises:
-            RuntimeError: a masked layer did not run exactly once, or ran under reentrant activation checkpointing.
+            NotRunError: a masked layer did not run exactly once; the tokens decide that where a model routes them.
+            RuntimeError: a layer ran under reentrant activation checkpointing.
         """
         s, state, weights = self.settings, self.engine.state, self.engine.weights
         target = self.target(step)
@@ -138,7 +140,7 @@ class MaskLearner:
         stats = [t.to(logits.device) for t in state.stats]
         state.stats.clear()
         if len(stats) != state.layers:
-            raise RuntimeError(
+            raise NotRunError(
                 f"{state.layers} layers are masked, but {len(stats)} ran in a forward pass; the density of a model "
                 "that leaves layers out or runs them twice cannot be controlled"
             )

@@ -89,11 +89,14 @@ def _checked(path: Path, text: str | None) -> dict[str, Any]:
         raise ValueError(f"{path} is not a mask file of format {_KEY}")
     try:
         facts = json.loads(text)
-        whole = facts["version"] == _VERSION and _hash(path, facts["sha256"]) == facts["sha256"]
+        whole = _hash(path, facts["sha256"]) == facts["sha256"]
+        version = facts["version"]
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{path} was altered, its hash does not fit")
+    if version != _VERSION:
+        raise ValueError(f"{path} is of format {version}, which a newer version of this package reads")
     return facts
 
 

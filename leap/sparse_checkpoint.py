@@ -165,12 +165,22 @@ class SparseCheckpoint:
             index = json.loads((self.directory / INDEX).read_text())
         except (OSError, ValueError) as error:
             raise SparseCheckpointError(f"{self.directory} has no readable {INDEX}: no sparse checkpoint") from error
-        found = f"{index.get('format')} {index.get('version')}"
-        if found != f"{FORMAT} {VERSION}":
-            raise SparseCheckpointError(f"{self.directory / INDEX} is {found}; this reads {FORMAT} {VERSION}")
+        kind, version = index.get("format"), index.get("version")
+        if (kind, version) != (FORMAT, VERSION):
+            newer = kind == FORMAT and isinstance(version, int) and version > VERSION
+            raise SparseCheckpointError(
+                f"{self.directory / INDEX} is {kind} {version}; this reads {FORMAT} {VERSION}"
+                + (", a newer version of this package reads it" if newer else "")
+            )
         self.packed: list[str] = index["packed"]
         self.tied: dict[str, str] = index["tied"]
         self.entries = {name: Entry(**entry) for name, entry in index["tensors"].items()}
+
+    @property
+    def float_types(self) -> set[torch.dtype]:
+        """The number types of weights, packed or not."""
+        types = {getattr(torch, entry.dtype) for entry in self.entries.values()}
+        return {found for found in types if found.is_floating_point}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every stored tensor with its name, in the order they were written, each checked against its hash.

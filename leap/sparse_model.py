@@ -14,12 +14,13 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from leap.checkpoint import attempt
 from leap.packed import MaskFile
 from leap.sparse_checkpoint import SparseCheckpoint, SparseCheckpointError, skeleton
-from leap.surgery import prunable_linears
+from leap.surgery import prunable_linears, undo_rescaling
 
 
 @torch.no_grad()
 def sparsify(model: nn.Module, masks: MaskFile | None = None) -> None:
     """Replace the prunable layers of ``model`` by packed ones, in place, keeping what ``masks`` or not being 0 says."""
+    undo_rescaling(model)
     for name, linear in prunable_linears(model).items():
         weight = pack(linear.weight.detach(), None if masks is None else masks[name].to(linear.weight.device))
         model.set_submodule(name, packed_linear(weight, linear.bias))
@@ -45,7 +46,7 @@ def load_sparse(
     model works; training does not, packed weights have no gradient.
 
     Args:
-        dtype: of weights and activations; none: as stored.
+        dtype: of weights and activations; none: as stored, or, of several types, that of config.json.
 
     Raises:
         SparseCheckpointError: a tensor is missing, cut off or altered, or one that the model has no place for (it is
@@ -55,6 +56,9 @@ def load_sparse(
     directory = Path(directory)
     checkpoint = SparseCheckpoint(directory)
     packed = set(checkpoint.packed)
+    config = attempt(str(directory), lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
+    if dtype is None and len(checkpoint.float_types) > 1:
+        dtype = config.dtype or torch.float32
     parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in packed}
     plain: dict[str, Tensor] = {}
     # Meta parameters take no memory; each is replaced by what the file holds, and no dense copy of a layer ever exists.
@@ -66,7 +70,6 @@ def load_sparse(
         else:
             plain[name] = tensor
     dtype = next(tensor.dtype for tensor in plain.values() if tensor.is_floating_point())
-    config = attempt(str(directory), lambda: AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code))
     model = attempt(str(directory), lambda: skeleton(config, dtype, trust_remote_code))
     linears = prunable_linears(model)
     if packed != set(linears):

@@ -125,13 +125,37 @@ def check_runs(model: nn.Module, rows: Tensor) -> None:
         model(input_ids=rows, use_cache=False)
     wrong = [name for name in linears if calls[name] != 1]
     if wrong:
-        reason = (
-            "the model calls it again" if calls[wrong[0]] else "the model reads the weight, or routes no token there"
-        )
+        if calls[wrong[0]]:
+            reason = "the model calls it again"
+        elif _takes_part(model, linears[wrong[0]], rows):
+            reason = "the model reads its weight without calling it"
+        else:
+            reason = "it takes no part; the model may route none of these tokens there"
         raise NotRunError(
             f"no mask can be learned for {wrong[0]}{f' and {len(wrong) - 1} more' if wrong[1:] else ''}, which ran "
             f"{calls[wrong[0]]} times in a forward pass over {len(rows)} × {rows.shape[1]} tokens: {reason}"
         )
+
+
+def _takes_part(model: nn.Module, linear: nn.Linear, rows: Tensor) -> bool:
+    """Whether the output of a model over rows [R, S] depends on the weight of a layer."""
+    weight, had_gradient = linear.weight, linear.weight.requires_grad
+    try:
+        with torch.enable_grad():
+            weight.requires_grad_(True)
+            output = model(input_ids=rows, use_cache=False).logits.float().sum()
+            return output.requires_grad and torch.autograd.grad(output, weight, allow_unused=True)[0] is not None
+    finally:
+        weight.requires_grad_(had_gradient)
+
+
+def undo_rescaling(model: nn.Module) -> None:
+    """Give a model the weights of its files again, where it divided some in place when it first ran, as RWKV does."""
+    for module in model.modules():
+        if getattr(module, "layers_are_rescaled", False):
+            was_training, module.training = module.training, True
+            module._rescale_layers()  # type: ignore[operator]
+            module.training = was_training
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -59,6 +59,10 @@ class BMP128:
         row_base = None if self.row_base is None else self.row_base.to(device)
         return BMP128(self.shape, self.bits.to(device), self.off.to(device), self.vals.to(device), row_base)
 
+    def div_(self, divisor: float) -> None:
+        """Divide all values in place: some models (RWKV) do so to a layer's weight when they first run."""
+        self.vals.div_(divisor)
+
     def with_vals(self, vals: Tensor) -> "BMP128":
         """The same pattern with other values, of any dtype that the format takes."""
         return BMP128(self.shape, self.bits, self.off, vals, self.row_base)

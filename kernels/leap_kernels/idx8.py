@@ -80,6 +80,10 @@ class IDX8:
     def to(self, device: torch.device | str) -> "IDX8":
         return IDX8(self.shape, *(tensor.to(device) for tensor in self.tensors().values()))
 
+    def div_(self, divisor: float) -> None:
+        """Divide all values in place: some models (RWKV) do so to a layer's weight when they first run."""
+        self.vals.div_(divisor)
+
     def with_vals(self, vals: Tensor) -> "IDX8":
         """The same pattern with other values, of any dtype that the format takes."""
         return IDX8(self.shape, self.start, self.base, self.index, vals)

@@ -203,6 +203,8 @@ def _install(
 ) -> LayerResult:
     try:
         result = prune(name, linear.weight.detach(), stats)
+    except (ValueError, torch.linalg.LinAlgError) as error:  # numbers that are too large, mostly
+        raise ValueError(f"{name}, {method}: {error}") from error
     except Exception as error:
         error.add_note(f"while pruning {name} with {method}")
         raise

@@ -19,6 +19,7 @@ from leap.harden import Hardener, global_hardener
 from leap.learner import MaskLearner, NonFiniteLossError
 from leap.masked_linear import install_masks
 from leap.settings import DensityControl, LearnSettings
+from leap.surgery import NotRunError
 
 ROWS = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(3))
 SETTINGS = LearnSettings.published(steps=20, batch_rows=4, microbatch_rows=1, learning_rate=0.02, seed=17)
@@ -202,7 +203,7 @@ def test_a_layer_that_does_not_run_once_is_refused(times):
     learner, model, _ = make()
     block = model.blocks[1]
     block.forward = lambda x: x if times == 0 else Block.forward(block, Block.forward(block, x))
-    with pytest.raises(RuntimeError, match=f"4 layers are masked, but {2 + 2 * times} ran"):
+    with pytest.raises(NotRunError, match=f"4 layers are masked, but {2 + 2 * times} ran"):
         learner.loss(ROWS, 0, 0)
     assert not learner.engine.state.collecting
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from leap import packed
 from leap.packed import MaskFile, pack, save_masks, unpack
 
 
@@ -127,3 +128,11 @@ def test_a_file_of_the_version_before_is_read_as_it_is(tmp_path):
     file = MaskFile(tmp_path / "m")
     assert torch.equal(file["layer"], torch.eye(4).bool())
     assert file.about == ABOUT
+
+
+def test_a_newer_format_is_told_from_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "_VERSION", 3)
+    save_masks(tmp_path / "m.safetensors", iter([("a", torch.ones(2, 2, dtype=torch.bool))]), {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is of format 3, which a newer version of this package reads"):
+        MaskFile(tmp_path / "m.safetensors")

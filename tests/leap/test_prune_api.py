@@ -297,3 +297,15 @@ def test_a_common_step_moves_sparsity_to_where_it_costs_least(pattern_model, row
         assert kept == numel - round(0.6 * numel), "exact, whatever moved"
     assert min(idle[0.1]) > 0.6
     assert sum(idle[0.1]) > sum(idle[0.0])
+
+
+@pytest.mark.parametrize("prior", ["wanda", "admm"])
+def test_weights_that_are_not_contiguous_are_pruned_as_others(trained_pattern_model, rows, prior):
+    settings = replace(SHORT, prior=prior, weights="prior" if prior == "admm" else "dense")
+    expected, transposed = copy.deepcopy(trained_pattern_model), copy.deepcopy(trained_pattern_model)
+    for linear in prunable_linears(transposed).values():
+        linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
+    for model in (expected, transposed):
+        leap.prune(model, rows[:4], sparsity=0.5, settings=settings)
+    for name, weight in expected.named_parameters():
+        torch.testing.assert_close(transposed.get_parameter(name), weight, rtol=1e-4, atol=1e-5)

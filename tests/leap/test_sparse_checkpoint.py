@@ -10,6 +10,7 @@ import pytest
 import torch
 from leap_kernels import SparseLinear
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -18,6 +19,7 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     Qwen2Config,
+    RwkvConfig,
 )
 
 import leap
@@ -233,3 +235,67 @@ def test_masks_of_another_model_are_refused(dense: Path, tmp_path: Path) -> None
     other = make(FAMILIES["opt"], tmp_path / "opt")
     with pytest.raises(ValueError, match="no prunable layer"):
         leap.write_sparse(dense, tmp_path / "sparse", MaskFile(other))
+
+
+def test_a_model_that_divides_its_weights_in_place_keeps_those_of_its_files(tmp_path: Path) -> None:
+    """RWKV does so when it first runs in evaluation mode, and would do it again to what was exported after that."""
+    torch.manual_seed(0)
+    config = RwkvConfig(
+        vocab_size=67, hidden_size=32, num_hidden_layers=4, intermediate_size=48, context_length=64, rescale_every=1
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rows = torch.randint(67, (4, 12))
+    settings = leap.LearnSettings(steps=2, batch_rows=4, microbatch_rows=4, prior="wanda")
+    result = leap.prune(model, rows, sparsity=0.5, settings=settings, allow_dense=True)
+    with torch.no_grad():
+        expected = model(input_ids=rows, use_cache=False).logits
+    result.export(tmp_path / "dense")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    leap.write_sparse(tmp_path / "dense", tmp_path / "sparse")
+    packed, in_place = leap.load_sparse(tmp_path / "sparse"), reloaded
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=rows, use_cache=False).logits, expected)
+        sparse_model.sparsify(in_place)
+        for model in (packed, in_place):
+            for _ in range(2):
+                found = model(input_ids=rows, use_cache=False).logits
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda name: "embed" in name, lambda name: "norm" in name, lambda name: "layers.0.mlp.up_proj" in name],
+    ids=["embeddings", "norms", "a layer"],
+)
+def test_tensors_of_other_number_types_than_the_rest(change, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """from_pretrained takes the type that config.json names; so does what is packed."""
+    dense = make(FAMILIES["llama"], tmp_path / "dense", torch.bfloat16)
+    tensors = load_file(dense / "model.safetensors")
+    tensors = {name: tensor.float() if change(name) else tensor for name, tensor in tensors.items()}
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    leap.write_sparse(dense, tmp_path / "sparse")
+    rows = torch.randint(67, (2, 12))
+    expected = AutoModelForCausalLM.from_pretrained(dense).eval()
+    packed = leap.load_sparse(tmp_path / "sparse")
+    with torch.no_grad():
+        found, wanted = (model(input_ids=rows).logits for model in (packed, expected))
+    assert found.dtype == wanted.dtype
+    torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-2)
+
+
+def test_a_weight_that_is_not_contiguous_is_packed(dense: Path, sparse: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(dense).eval()
+    for linear in prunable_linears(model).values():
+        linear.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous().t(), requires_grad=False)
+    sparse_model.sparsify(model)
+    rows = torch.randint(67, (2, 12))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=rows).logits, leap.load_sparse(sparse)(input_ids=rows).logits)
+
+
+def test_a_newer_format_is_told_from_damage(sparse: Path) -> None:
+    index = json.loads((sparse / sparse_checkpoint.INDEX).read_text())
+    for version, says in ((2, "a newer version of this package reads it"), ("x", "is leap-sparse x; this reads")):
+        (sparse / sparse_checkpoint.INDEX).write_text(json.dumps(index | {"version": version}))
+        with pytest.raises(ValueError, match=says):
+            leap.load_sparse(sparse)

@@ -121,8 +121,20 @@ def test_a_layer_that_does_not_run_once_is_named_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"for model\.layers\.0\.mlp\.up_proj, which ran 2 times"):
         leap.prune(model, ROWS, sparsity=0.5, settings=SHORT)
     mamba = build("mamba", vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4)
-    with pytest.raises(ValueError, match=r"dt_proj and 1 more, which ran 0 times .*: the model reads the weight"):
+    with pytest.raises(ValueError, match=r"dt_proj and 1 more, which ran 0 times .*: the model reads its weight"):
         leap.prune(mamba, ROWS, sparsity=0.5, settings=SHORT)
+    requested = {name: parameter.requires_grad for name, parameter in mamba.named_parameters()}
+    assert all(requested.values())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_no_token_is_routed_to_is_told_from_one_that_is_read(frozen: bool) -> None:
+    model = build("llama", **GROUPED).requires_grad_(not frozen)
+    mlp = model.model.layers[1].mlp
+    mlp.expert = nn.Linear(32, 32)  # of a router that sends everything elsewhere
+    with pytest.raises(ValueError, match=r"mlp\.expert, which ran 0 times .*: it takes no part; the model"):
+        check_runs(model, ROWS)
+    assert mlp.expert.weight.requires_grad
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
