@@ -88,7 +88,7 @@ def _checked(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"{path} is not a mask file of format {_KEY}")
     try:
-        facts = json.loads(text)
+        facts: dict[str, Any] = json.loads(text)
         whole = _hash(path, facts["sha256"]) == facts["sha256"]
         version = facts["version"]
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -34,7 +34,7 @@ class Schedule:
     def at(self, progress: float) -> float:
         """The value at ``progress`` in [0, 1]."""
         if self.shape == "exponential":
-            return self.start ** (1 - progress) * self.end**progress
+            return float(self.start ** (1 - progress) * self.end**progress)
         if self.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         # Not start + progress·(end − start), which can end at 0 where the two are far apart.

@@ -191,7 +191,8 @@ def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, 
 
 
 def _hidden_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _allocate(shape: tuple[int, ...], like: Tensor, spill_dir: Path | None) -> Tensor:

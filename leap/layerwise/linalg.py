@@ -66,7 +66,8 @@ def inverse_factor(matrix: Tensor, damping: float) -> Tensor:
     _, lower = damped_cholesky(matrix.flip(0, 1), damping)
     upper = lower.flip(0, 1)
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    return torch.linalg.solve_triangular(upper, identity, upper=True)
+    inverse: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return inverse
 
 
 def block_bounds(in_features: int, block_size: int, group: int) -> list[tuple[int, int]]:

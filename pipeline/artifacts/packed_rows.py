@@ -34,7 +34,8 @@ class PackedRows:
     def _read_group(self, at: int) -> np.ndarray:
         number, group = self._groups[at]
         column = self._files[number].read_row_group(group, columns=["tokens"]).column(0).combine_chunks()
-        return column.flatten().to_numpy().reshape(len(column), -1)
+        tokens: np.ndarray = column.flatten().to_numpy()
+        return tokens.reshape(len(column), -1)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Tokens of row ``row``, counted modulo the number of rows. int32 [S]."""
@@ -42,7 +43,8 @@ class PackedRows:
         if self._order is not None:
             row = int(self._order[row])
         at = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._read(at)[row - self._starts[at]]
+        tokens: np.ndarray = self._read(at)[row - self._starts[at]]
+        return tokens
 
     def take(self, first: int, count: int) -> np.ndarray:
         """Rows ``first`` … ``first + count − 1``, counted modulo the number of rows. int64 [count, S]."""

@@ -68,7 +68,8 @@ class StageDir:
 
     @property
     def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.core.url_to_fs(self._target)
+        filesystem, path = fsspec.core.url_to_fs(self._target)
+        return filesystem, path
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of finished work, or none."""
@@ -203,7 +204,8 @@ def _damaged(directory: Path) -> str | None:
         manifest = checksums.unseal(path.read_bytes()) if path.exists() else {}
     except ValueError:
         return MANIFEST
-    for name, file in manifest.get(FILES, {}).items():
+    files: dict[str, dict[str, Any]] = manifest.get(FILES, {})
+    for name, file in files.items():
         try:
             found = (directory / name).stat()
             state = (str(directory / name), found.st_ino, found.st_size, found.st_mtime_ns, file["xxh3"])

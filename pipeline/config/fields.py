@@ -152,7 +152,7 @@ def _type_text(annotation: Any, constraints: tuple[Any, ...] = ()) -> str:
     if origin is tuple:
         return f"[{', '.join(map(_type_text, arguments))}]"
     limits = _limits(constraints) if annotation in (int, float) else ""
-    return annotation.__name__ + limits
+    return f"{annotation.__name__}{limits}"
 
 
 def _limits(constraints: tuple[Any, ...]) -> str:

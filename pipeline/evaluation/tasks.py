@@ -46,7 +46,8 @@ class ResolvedTask:
         local = not isinstance(self.entries[0], str)
         # The registry costs some 20 s to build and local tasks do not need it.
         manager = TaskManager(include_defaults=False) if local else _registry()
-        return manager.load(list(self.entries))["tasks"]
+        tasks: dict[str, Task] = manager.load(list(self.entries))["tasks"]
+        return tasks
 
 
 def resolve_task(spec: str | Path) -> ResolvedTask:
@@ -183,7 +184,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _load_config(file: Path) -> dict[str, Any]:
-    config = load_yaml(file)
+    config: dict[str, Any] = load_yaml(file)
     arguments = config.get("dataset_kwargs") or {}
     if "data_files" in arguments:
         config["dataset_kwargs"] = {

@@ -111,14 +111,15 @@ def _known_port() -> Iterator[int]:
 def resources() -> dict[str, float]:
     """CPUs and GPUs of the cluster; before Ray runs, those of the cluster that it will start on this machine."""
     if ray.is_initialized():
-        return ray.cluster_resources()
+        of_cluster: dict[str, float] = ray.cluster_resources()
+        return of_cluster
     # Two at least: the second is idle most of the time, but a single one could not place two workers.
     return {"CPU": max(2, os.cpu_count() or 1), "GPU": torch.cuda.device_count()}
 
 
 def largest_node() -> float:
     """CPUs of the node that has the most."""
-    return max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    return float(max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]))
 
 
 def end_in_order_when_terminated() -> None:

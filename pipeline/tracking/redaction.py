@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def redact(value: T) -> T:
     elif isinstance(value, list | tuple):
         found = [redact(item) for item in value]
         found = tuple(found) if isinstance(value, tuple) else found
-    return found
+    return cast(T, found)
 
 
 def is_secret(name: str) -> bool:

@@ -71,7 +71,7 @@ class Records:
         self._file = file
         known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "trials": []}
         self._trials = {trial["number"]: Record(**trial) for trial in known["trials"]}
-        self._began = time.time() - known["seconds"]
+        self._began: float = time.time() - known["seconds"]
 
     def __iter__(self) -> Iterator[Record]:
         return iter(sorted(self._trials.values(), key=lambda trial: trial.number))

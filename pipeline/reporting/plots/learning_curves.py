@@ -122,7 +122,8 @@ def _smooth(values: list[float], window: int) -> np.ndarray:
     """Mean of the last ``window`` values at each step, of fewer at the start."""
     sums = np.cumsum(np.asarray(values, dtype=float))
     before = np.concatenate([np.zeros(window), sums])[: len(sums)]
-    return (sums - before) / np.minimum(np.arange(1, len(sums) + 1), window)
+    means: np.ndarray = (sums - before) / np.minimum(np.arange(1, len(sums) + 1), window)
+    return means
 
 
 def _mark_target(axes: Axes, target: float) -> None:
