@@ -30,7 +30,7 @@ def output_losses(student: Tensor, rows: Tensor, teacher: Tensor | None = None) 
     """
     targets = F.pad(rows[:, 1:], (0, 1), value=_NO_TARGET).reshape(-1).to(student.device)
     flat_teacher = None if teacher is None else teacher.detach().flatten(0, 1)
-    losses = _OutputLosses.apply(student.flatten(0, 1), targets, flat_teacher)  # type: ignore[no-untyped-call]
+    losses = _OutputLosses.apply(student.flatten(0, 1), targets, flat_teacher)
     cross_entropy, divergence = losses
     return cross_entropy, None if teacher is None else divergence
 

@@ -19,7 +19,7 @@ LOGITS_BYTES = {"cpu": 2**30, "cuda": 2**32}
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 
-class BoundedHFLM(HFLM):  # type: ignore[misc] - lm-eval is not typed
+class BoundedHFLM(HFLM):
     """HFLM around a loaded model.
 
     Its batch size "auto" comes from the longest request and a token budget: lm-eval's own detection runs the model on
