@@ -93,7 +93,7 @@ def test_python_of_the_readme_runs(
 def test_files_that_contributors_are_sent_to_are_there() -> None:
     named = set(re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|cpp|yaml))`", (ROOT / "CONTRIBUTING.md").read_text()))
     assert len(named) > 10
-    placeholders = {name for name in named if re.search(r"[/_](OP|NAME|X)(_\w+)?\.", name)}
+    placeholders = {name for name in named if re.search(r"[/_][A-Z]+(_\w+)?\.", name)}
     assert [name for name in sorted(named - placeholders) if not (ROOT / name).is_file()] == []
 
 
