@@ -143,15 +143,27 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline.execution.progress import mode_for
 
             prune(load(args.recipe, args.overrides), mode_for(args.quiet, args.json))
-    except UserError as error:
-        from pipeline.tracking.redaction import redact
-
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    except Exception as error:
+        found = _mendable(error)
+        if found is None:
+            raise
+        from pipeline.tracking.redaction import redact
+
+        print(f"error: {redact(str(found))}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _mendable(error: Exception) -> UserError | None:
+    """The error that the user can mend; Ray is imported only to look into others."""
+    if isinstance(error, UserError):
+        return error
+    from pipeline.execution.failures import mendable
+
+    return mendable(error)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -190,3 +192,14 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
         raise
     assert process.returncode == code, output[-4000:]
     return output
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process becomes larger; the system refuses it as it refuses a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -19,6 +19,8 @@ from pipeline.reporting.terminal import results_table as terminal_table
 from pipeline.results.recording import MEAN, MEAN_ABOVE_CHANCE
 from pipeline.stages.origin import Origin
 from pipeline.tracking import default_uri
+from pipeline.tracking.mlflow_store import check_scheme, connect
+from pipeline.tracking.redaction import redact, remember
 from pipeline.tracking.registry import MEASURED_ON
 from pipeline.tracking.sync import sync
 
@@ -36,6 +38,7 @@ def compare(query: str, runs: Path, uri: str | None, experiment: str) -> None:
     Raises:
         UserError: there is no store, experiment or variant, or the filter is not valid.
     """
+    remember(uri or "")
     if uri is None and not (runs / "mlflow.db").is_file():
         raise UserError(f"--runs {runs}: no mlflow.db there; give the directory of the runs, or --uri of a server")
     found = _search(uri or default_uri(runs), experiment, query)
@@ -60,7 +63,19 @@ def compare(query: str, runs: Path, uri: str | None, experiment: str) -> None:
 
 
 def upload(runs: Path, uri: str | None) -> int:
-    """Deliver what stores missed, see :func:`pipeline.tracking.sync.sync`; the exit code says whether all of it was."""
+    """Deliver what stores missed, see :func:`pipeline.tracking.sync.sync`; the exit code says whether all of it was.
+
+    Raises:
+        UserError: there is no such directory, or no store of that kind.
+    """
+    remember(uri or "")
+    if not runs.is_dir():
+        raise UserError(f"--runs {runs}: there is no such directory; give the directory of the runs")
+    if uri:
+        try:
+            check_scheme(uri)
+        except ValueError as error:
+            raise UserError(f"--uri {redact(uri)}: {error}") from error
     complete = True
     for run, sent, left in sync(runs, uri):
         print(f"{run}: {sent} records sent{''.join(f'; {line}' for line in left)}")
@@ -70,15 +85,15 @@ def upload(runs: Path, uri: str | None) -> int:
 
 def _search(uri: str, experiment: str, query: str) -> list[dict[str, Any]]:
     """The variants' rows as the report knows them, oldest first."""
-    from pipeline.tracking.mlflow_store import connect
-
     try:
         client = connect(uri)
-    except OSError as error:
-        raise UserError(f"--uri {uri}: {error}") from error
+        where = client.get_experiment_by_name(experiment)
+    except Exception as error:  # of MLflow, a database or a connection, each with kinds of its own
+        # One that reads an address otherwise than we do names a piece of the password as the host or the port.
+        reason = type(error).__name__ if redact(uri) != uri else " ".join(str(error).split())[:300]
+        raise UserError(f"--uri {redact(uri)}: {reason}") from error
     from mlflow.exceptions import MlflowException
 
-    where = client.get_experiment_by_name(experiment)
     if where is None:
         raise UserError(f"--experiment {experiment}: there is none of this name")
     wanted = " and ".join(part for part in ("tags.stage = 'variant'", query) if part)

@@ -17,6 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.execution import preflight
 from pipeline.execution.executor import Flow
+from pipeline.execution.occupancy import occupied
 from pipeline.execution.plan import make_plan
 from pipeline.execution.progress import Console, Mode
 from pipeline.execution.ray_cluster import end_in_order_when_terminated, resources, start_ray
@@ -30,7 +31,7 @@ from pipeline.stages.learn import TrainingError
 from pipeline.stages.planned import Plan
 from pipeline.tracking import Run, make_tracker
 from pipeline.tracking.environment import environment
-from pipeline.tracking.redaction import redact
+from pipeline.tracking.redaction import redact, remember
 from pipeline.tracking.system import SystemMetrics
 
 
@@ -43,10 +44,10 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
     """
     end_in_order_when_terminated()
     began = time.time()
-    plan, sizes, warnings = begin(config)
-    config, directory = plan.config, local_directory(plan)
-    tracker = make_tracker(config.tracking, directory)
     with ExitStack() as stack:
+        plan, sizes, warnings = begin(config, stack)
+        config, directory = plan.config, local_directory(plan)
+        tracker = make_tracker(config.tracking, directory)
         console = stack.enter_context(Console(directory / "run.log", mode))
         for text in warnings:
             console.warn(text)
@@ -67,7 +68,7 @@ def prune(config: RunConfig, mode: Mode = "lines") -> None:
         except TrainingError as error:
             raise UserError(str(error)) from error
         with console.stage("report"):
-            collected = collect(plan, sizes, flow.timings, warnings)
+            collected = collect(plan, sizes, flow.timings, console.warnings)
             results = collected.results
             results["stages"].append({"name": "start-up and checks", "seconds": flow.started - began, "cached": False})
             results["tracking"] = cast(Tracking, tracker.info())
@@ -109,8 +110,11 @@ def _tell(results: RunResults, page: Path, places: list[str], seconds: float, co
         print(f"Compare runs: {tracking['ui_command']}")
 
 
-def begin(config: RunConfig) -> tuple[Plan, Sizes, list[str]]:
+def begin(config: RunConfig, stack: ExitStack) -> tuple[Plan, Sizes, list[str]]:
     """Plan a recipe, check all that can be known to go wrong, then start Ray. Returns the checks' warnings too.
+
+    Args:
+        stack: until it is closed, no other process writes results of this name there.
 
     Raises:
         UserError: the first thing that cannot work; where that can be known, before Ray is started.
@@ -121,10 +125,13 @@ def begin(config: RunConfig) -> tuple[Plan, Sizes, list[str]]:
     if submitted and not Path(config.output).is_absolute() and "://" not in config.output:
         # A submitted job works in a copy of the working directory that Ray deletes.
         config = config.model_copy(update={"output": str(Path.home() / config.output)})
+    for address in (config.tracking.uri, config.output):
+        remember(address or "")
     plan = make_plan(config)
     sizes, warnings = preflight.check(plan)
     if "RAY_ADDRESS" not in os.environ:
         preflight.check_cluster(config, resources())
+    stack.enter_context(occupied(plan.directory, local_directory(plan)))
     start_ray()
     preflight.check_cluster(config, resources())
     return plan, sizes, warnings

@@ -23,7 +23,7 @@ from pipeline.stages.cost import GPU_SPEED, Cost, Machine
 from pipeline.stages.learn import Learn
 from pipeline.stages.planned import Plan
 from pipeline.stages.stage import Stage
-from pipeline.tracking.redaction import redact
+from pipeline.tracking.redaction import redact, remember
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def show_plan(config: RunConfig) -> None:
         UserError: the run would not start; what could be found out is printed before.
     """
     console = Console()
+    for address in (config.tracking.uri, config.output):
+        remember(address or "")
     plan = make_plan(config)
     config = plan.config
     trouble: UserError | None = None

@@ -60,15 +60,15 @@ def tune(
     if confirmed and options.against:
         raise UserError("--confirm: needs one winner, and --against has as many as lie on the front")
     sparsity = max(asked.sparsities)
-    plan, _, warnings = begin(_config(asked, learn, wanted, sparsity))
-    if len(asked.sparsities) > 1 and options.against != "sparsity":
-        warnings.append(f"the search is at sparsity {sparsity:g}, the highest of {asked.sparsities}")
-    config = plan.config
-    key = fingerprint(VERSION, _identity(config), learn, wanted, [prior.key for prior in plan.of(Prior)])
-    stage = StageDir(plan.corpus("calibration").store, "tune", found.name, key)
-    directory = local_directory(plan) / "tune" / f"{found.name}-{key}"
-    tracker = make_tracker(config.tracking, local_directory(plan))
     with ExitStack() as stack:
+        plan, _, warnings = begin(_config(asked, learn, wanted, sparsity), stack)
+        if len(asked.sparsities) > 1 and options.against != "sparsity":
+            warnings.append(f"the search is at sparsity {sparsity:g}, the highest of {asked.sparsities}")
+        config = plan.config
+        key = fingerprint(VERSION, _identity(config), learn, wanted, [prior.key for prior in plan.of(Prior)])
+        stage = StageDir(plan.corpus("calibration").store, "tune", found.name, key)
+        directory = local_directory(plan) / "tune" / f"{found.name}-{key}"
+        tracker = make_tracker(config.tracking, local_directory(plan))
         console = stack.enter_context(Console(directory / "tune.log", mode))
         for text in warnings:
             console.warn(text)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import CorpusConfig, DataConfig, RunConfig
+from pipeline.config import CorpusConfig, DataConfig, RunConfig, renamed
 from pipeline.config.fields import known_key
 from pipeline.config.mappings import merge
 from pipeline.config.paths import is_file
@@ -57,6 +57,8 @@ def _read(recipe: str, folder: Path | None, key: str) -> tuple[dict[str, Any], P
         beside = (folder or DIRECTORY) / f"{recipe}.yaml"
         path = beside if is_file(beside) else DIRECTORY / f"{recipe}.yaml"
     if not is_file(path):
+        if new := renamed.RECIPES.get(recipe):
+            raise UserError(f"{key} {recipe}: this recipe is now called {new}")
         close = difflib.get_close_matches(recipe, names(), 1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{key} {recipe}: no such recipe{hint} Known: {', '.join(names())}, or a .yaml file")
@@ -168,6 +170,8 @@ def _explain(error: ValidationError) -> str:
     place = [str(part) for part in first["loc"]]
     known, allowed = known_key(place)
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        if new := renamed.field(place):
+            return f"{'.'.join(place)}: is now {new}"
         close = difflib.get_close_matches(place[-1], allowed, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{'.'.join(place)}: unknown key; {hint}allowed here: {', '.join(sorted(allowed))}"

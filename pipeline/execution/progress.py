@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -47,6 +47,8 @@ class Console:
         self._lines: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars: Progress | None = None
+        self._is_log_lost = False
+        self.warnings: list[str] = []
         if mode == "bars":
             columns = (
                 TextColumn("{task.description}"),
@@ -71,8 +73,11 @@ class Console:
             print(stamped, flush=True)
 
     def warn(self, text: str) -> None:
-        """A line that stays, on standard error, also in quiet mode."""
+        """A line that stays, on standard error, also in quiet mode; the same is said once."""
         text = redact(text)
+        if text in self.warnings:
+            return
+        self.warnings.append(text)
         self._write(f"WARNING {text}")
         if self.mode == "json":
             self.emit("warning", text=text)
@@ -133,10 +138,16 @@ class Console:
             self._bars.stop()
         if error is not None:
             self._write(f"ended: {type(error).__name__}: {error}")
-        self._log.close()
+        with suppress(OSError):  # what could not be written before
+            self._log.close()
 
     def _write(self, text: str) -> None:
-        print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {redact(text)}", file=self._log, flush=True)
+        try:
+            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {redact(text)}", file=self._log, flush=True)
+        except OSError as error:
+            if not self._is_log_lost:
+                self._is_log_lost = True
+                print(f"warning: {self._log.name} cannot be written ({error})", file=sys.stderr, flush=True)
 
 
 class TrainingProgress:

@@ -17,6 +17,7 @@ import ray
 import torch
 
 from pipeline.errors import UserError
+from pipeline.execution import failures
 
 #: Where Ray reads the port of a cluster that it starts.
 _PORT = "RAY_GCS_SERVER_PORT"
@@ -136,10 +137,10 @@ def result_of(reference: Any) -> Any:
     """The result of a Ray task; the user's errors come out as they went in."""
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:
+        if found := failures.mendable(error):
+            raise found from error
         cause = cause_of(error)
-        if isinstance(cause, UserError):
-            raise cause from error
         if isinstance(cause, ValueError):
             raise UserError(str(cause)) from error
         raise

@@ -52,11 +52,23 @@ class Journal:
         self._end_the_abandoned()
 
     def append(self, run: str, event: str, **fields: Any) -> None:
-        """Add a record of now, without secrets."""
+        """Add a record of now, without secrets.
+
+        Raises:
+            OSError: it cannot be written; the others stay as they are.
+        """
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"time": time, "run": run, "event": event, **redact(jsonable(fields))}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        with self.file.open("ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                written = file.write(line)
+                while written < len(line):  # a disk takes what fits, and refuses the rest only when asked again
+                    written += file.write(line[written:])
+            except OSError:
+                file.truncate(start)
+                raise
         self._remember(record)
 
     def close(self) -> None:

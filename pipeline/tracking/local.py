@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from pipeline.errors import UserError
 from pipeline.tracking.journal import InUseError, Journal
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.tracker import RunPath, Tracker
+
+log = logging.getLogger(__name__)
 
 
 class LocalRecords(Tracker):
@@ -26,6 +29,7 @@ class LocalRecords(Tracker):
         self._directory, self._make_outboxes = directory, make_outboxes
         self._journal: Journal | None = None
         self._outboxes: list[Outbox] = []
+        self._lost = 0
 
     def info(self) -> dict[str, str]:
         if self._journal is None:
@@ -40,7 +44,10 @@ class LocalRecords(Tracker):
         if self._journal is None:
             return []
         told = [line for outbox in self._outboxes for line in outbox.summary()]
-        return [f"Every record of this run is in {self._journal.file}.", *told]
+        kept = f"Every record of this run is in {self._journal.file}."
+        if self._lost:
+            kept = f"{self._lost} records of this run could not be written; the others are in {self._journal.file}."
+        return [kept, *told]
 
     def open_run(self, path: RunPath, tags: dict[str, str]) -> None:
         """See :meth:`Tracker.open_run`.
@@ -61,12 +68,22 @@ class LocalRecords(Tracker):
         return self._journal.last_steps.get("/".join(path), -1)
 
     def record(self, path: RunPath, event: str, **fields: Any) -> None:
+        """See :meth:`Tracker.record`.
+
+        What cannot be written, on a full disk, does not end the run; it is said once, and in the summary.
+        """
         with self.lock:
             assert self._journal is not None, "a run is opened before it is logged to"
-            self._journal.append("/".join(path), event, **fields)
             last = event == "end" and len(path) == 1
+            try:
+                self._journal.append("/".join(path), event, **fields)
+            except OSError as error:
+                self._lose(error)
             for outbox in self._outboxes:
-                outbox.deliver(now=last)
+                try:
+                    outbox.deliver(now=last)
+                except OSError as error:  # of the file that says how far delivery has come
+                    log.warning("%s cannot be told how far it has come (%s)", outbox, error)
             if last:
                 self._journal.close()
 
@@ -74,9 +91,18 @@ class LocalRecords(Tracker):
         with self.lock:
             assert self._journal is not None, "a run is opened before it is logged to"
             file = self._journal.folder.joinpath(*map(_plain, path[1:]), name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write(file)
-            self.record(path, event, name=name, file=str(file.relative_to(self._journal.folder)))
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write(file)
+            except OSError as error:
+                self._lose(error)
+            else:
+                self.record(path, event, name=name, file=str(file.relative_to(self._journal.folder)))
+
+    def _lose(self, error: OSError) -> None:
+        if not self._lost:
+            log.warning("the run goes on without records that cannot be written (%s)", error)
+        self._lost += 1
 
 
 def _plain(name: str) -> str:

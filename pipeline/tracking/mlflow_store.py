@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +48,9 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 PROBE_SECONDS = 3.0
+#: Kinds of databases that MLflow writes to, with what their drivers call the seconds to wait for one.
+_DATABASES = {"sqlite": "timeout", "postgresql": "connect_timeout", "mysql": "connect_timeout", "mssql": "timeout"}
+_SCHEMES = ("http", "https", "file", "databricks", *_DATABASES)
 STATES = "mlflow-*.json"
 """The files beside a journal that tell how far each store has come with it."""
 
@@ -69,17 +73,22 @@ class MlflowStore(Store):
         state = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
         self._ids: dict[str, str] = state.get("runs", {})
         self._delivered: int = state.get("delivered", 0)
-        # Also before anything is delivered: it says where the records belong.
-        self.acknowledge(self._delivered)
 
     @classmethod
     def check(cls, settings: TrackingConfig, runs: Path) -> None:
         if settings.uri is None:
             default_uri(runs)
+            return
+        try:
+            check_scheme(settings.uri)
+        except ValueError as error:
+            raise UserError(f"tracking.uri: {redact(settings.uri)}: {error}") from error
 
     @classmethod
     def of_run(cls, settings: TrackingConfig, runs: Path, folder: Path) -> MlflowStore:
-        return cls(settings.uri or default_uri(runs), settings.experiment, folder)
+        store = cls(settings.uri or default_uri(runs), settings.experiment, folder)
+        store.acknowledge(store.delivered)  # also before anything is delivered: it says where the records belong
+        return store
 
     @classmethod
     def known_to(cls, folder: Path, uri: str | None = None) -> Iterator[MlflowStore]:
@@ -170,7 +179,6 @@ class MlflowStore(Store):
     def _connect(self) -> MlflowClient:
         if self._client is not None:
             return self._client
-        client = connect(self._uri)
         location = None
         if self._uri.startswith("sqlite:///"):
             from sqlalchemy import make_url
@@ -179,6 +187,7 @@ class MlflowStore(Store):
             database.parent.mkdir(parents=True, exist_ok=True)
             # Otherwise artifacts would go below the directory that the process happens to be in.
             location = (database.parent / "mlartifacts").as_uri()
+        client = connect(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
         self._experiment_id = (
             experiment.experiment_id if experiment else client.create_experiment(self._experiment, location)
@@ -257,8 +266,21 @@ def default_uri(runs: Path) -> str:
     return uri
 
 
+def check_scheme(uri: str) -> None:
+    """Check that MLflow knows the kind of store that a URI names, without importing it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    scheme, separator, _ = uri.partition("://")
+    known = [*_SCHEMES, *(plugin.name for plugin in entry_points(group="mlflow.tracking_store"))]
+    if separator and scheme.partition("+")[0].lower() not in known:
+        raise ValueError(f"MLflow has no store {scheme}://, but {', '.join(known)}")
+
+
 def connect(uri: str) -> MlflowClient:
-    """A client of the store at ``uri``; raises at once where no server listens."""
+    """A client of the store at ``uri``; raises at once where there is none of that kind, or it does not answer."""
+    check_scheme(uri)
     _probe(uri)
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -296,7 +318,18 @@ def _log_input(client: MlflowClient, run_id: str, record: dict[str, Any]) -> Non
 
 
 def _probe(uri: str) -> None:
-    """Raise at once if no server listens at ``uri``; whatever one answers, also an error, is an answer."""
+    """Raise at once if no server listens at ``uri``; whatever one answers, also an error, is an answer.
+
+    A database is opened: MLflow itself tries that for minutes.
+    """
+    scheme = uri.partition("://")[0].partition("+")[0].lower()
+    if scheme in _DATABASES:
+        import sqlalchemy
+
+        seconds = {_DATABASES[scheme]: PROBE_SECONDS if scheme == "sqlite" else int(PROBE_SECONDS)}
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool, connect_args=seconds)
+        engine.connect().close()
+        return
     if not uri.startswith(("http://", "https://")):
         return
     # urllib takes a password for a port.

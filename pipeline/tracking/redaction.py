@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
+from urllib.parse import quote, quote_plus
 
 T = TypeVar("T")
 
@@ -20,6 +22,17 @@ _WITHOUT_CREDENTIALS = {"abfs", "abfss", "wasb", "wasbs", "hdfs", "webhdfs", "vi
 #: Words of a name that say secret wherever they stand, and those that do as the last word only.
 _SECRET = {"password", "passwd", "passphrase", "pwd", "secret", "credential", "credentials", "apikey"}
 _SECRET_LAST = {"token", "key", "signature", "sig", "auth", "authorization"}
+#: The password of an address that is nothing else; within a text, one with white space has no end.
+_PASSWORD = re.compile(r"[A-Za-z][\w+.-]*://[^\s/:@]*:(?P<password>.*)@", re.S)
+_known: set[str] = set()
+"""Passwords with white space that this process was given."""
+
+
+def remember(address: str) -> None:
+    """Take the password of an address out of every text from now on, where white space hides its end."""
+    found = _PASSWORD.match(address)
+    if found and re.search(r"\s", found["password"]):
+        _known.update(write(found["password"]) for write in (str, quote, quote_plus, partial(quote, safe="")))
 
 
 def redact(value: T) -> T:
@@ -29,7 +42,9 @@ def redact(value: T) -> T:
     """
     found: Any = value
     if isinstance(value, str):
-        found = _QUERY.sub(_without_value, _CREDENTIALS.sub(_without_credentials, value))
+        for password in _known:
+            found = found.replace(password, HIDDEN)
+        found = _QUERY.sub(_without_value, _CREDENTIALS.sub(_without_credentials, found))
     elif isinstance(value, Mapping):
         found = {key: _hide(item) if is_secret(str(key)) else redact(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):

@@ -352,7 +352,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(run_command: C
 def test_json_lines_and_a_tracking_server_that_is_not_there(finished: tuple[Path, str], tiny: Path) -> None:
     output, _ = finished
     command = [sys.executable, str(ROOT / "pipeline" / "run.py"), "run", "--json", "--recipe", str(tiny / "tiny.yaml")]
-    command += [f"output={output}", f"tracking.uri=http://127.0.0.1:{free_port()}"]
+    address = f"http://user:pass@w/ord with blanks@127.0.0.1:{free_port()}"
+    command += [f"output={output}", f"tracking.uri={address!r}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert done.stderr.count("is away, the run goes on and keeps its records") == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -361,3 +362,9 @@ def test_json_lines_and_a_tracking_server_that_is_not_there(finished: tuple[Path
     assert events[-1]["event"] == "result"
     assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
     assert "records wait for python pipeline/run.py sync" in events[-1]["tracking"]["note"]
+    # Its password is in no file, and was not told.
+    for secret in (b"pass@w", b"ord with blanks", b"ord+with+blanks", b"ord%20with%20blanks"):
+        assert secret.decode() not in done.stdout + done.stderr
+        holders = [file for file in output.rglob("*") if file.is_file() and secret in file.read_bytes()]
+        assert not holders
+    assert "***@127.0.0.1" in done.stdout

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from leap.settings import DensityControl, LearnSettings
-from pipeline.config import LearnConfig, RunConfig
-from pipeline.config.recipe import load, merge
+from pipeline.config import LearnConfig, RunConfig, renamed
+from pipeline.config.fields import all_fields
+from pipeline.config.recipe import load, merge, names
 from pipeline.errors import UserError
 
 
@@ -143,3 +144,25 @@ def test_entries_that_do_not_exist_are_refused(overrides: list[str], message: st
     with pytest.raises(UserError) as error:
         load("nano", overrides)
     assert message in str(error.value)
+
+
+def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^learn\.mine\.reconstruct: is now reconstruct, a list of entries of learn$"):
+        load("nano", ["learn.mine={reconstruct: true}"])
+    monkeypatch.setitem(renamed.FIELDS, "data.calibration.words", "data.calibration.tokens")
+    with pytest.raises(UserError, match=r"^data\.calibration\.words: is now data\.calibration\.tokens$"):
+        load("nano", ["data.calibration.words=5"])
+    monkeypatch.setitem(renamed.RECIPES, "pico", "nano")
+    with pytest.raises(UserError, match=r"^--recipe pico: this recipe is now called nano$"):
+        load("pico")
+    (tmp_path / "mine.yaml").write_text("base: pico\n")
+    with pytest.raises(UserError, match=r"^mine\.yaml: base pico: this recipe is now called nano$"):
+        load(str(tmp_path / "mine.yaml"))
+
+
+def test_every_new_name_is_one_and_no_old_name_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {field.name for field in all_fields()}
+    assert not known & renamed.FIELDS.keys()
+    assert all(new.partition(",")[0] in known for new in renamed.FIELDS.values())
+    assert not set(names()) & renamed.RECIPES.keys()
+    assert set(renamed.RECIPES.values()) <= set(names())

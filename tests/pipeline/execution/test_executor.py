@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import ray
 
 from pipeline.commands import show
 from pipeline.config.recipe import load
 from pipeline.errors import DamagedError, UserError
 from pipeline.execution.executor import Flow
 from pipeline.execution.progress import Console
-from pipeline.execution.ray_cluster import cause_of
 from pipeline.model.sizes import Sizes
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.planned import Plan
@@ -113,14 +109,3 @@ def test_work_that_is_damaged_again_ends_the_run_in_one_line(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"^\S+/x is missing, cut off or altered; delete \S+ and run the same command"):
         flow.execute()
     assert flow.attempts == [1, 2]
-
-
-def test_damage_comes_out_of_what_ray_wraps_it_in() -> None:
-    damage = DamagedError("runs/prior/a-key", "x")
-    again = pickle.loads(pickle.dumps(damage))
-    assert (str(again), again.work, again.file) == (str(damage), damage.work, damage.file)
-    in_task = ray.exceptions.RayTaskError("fit", "traceback", damage)
-    worker = SimpleNamespace(_base_exc=in_task)
-    training = SimpleNamespace(worker_failures={0: worker})
-    for wrapped in (damage, in_task, worker, training, ray.exceptions.RayTaskError("fit", "traceback", in_task)):
-        assert cause_of(wrapped) is damage

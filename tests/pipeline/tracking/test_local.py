@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import files_up_to
 from matplotlib.figure import Figure
 
 from pipeline.config import TrackingConfig
@@ -140,3 +141,29 @@ def test_values():
         "e": "True",
     }
     assert jsonable({1: np.array([1.5, np.inf]), "p": {"x"}}) == {"1": [1.5, "inf"], "p": ["x"]}
+
+
+@pytest.mark.parametrize("uri", ["none", None])
+def test_a_full_disk_costs_records_and_does_not_end_the_run(tmp_path, caplog, uri):
+    figure = Figure()
+    tracker = make_tracker(TrackingConfig(uri=uri), tmp_path / "run")
+    with tracker.start_run("run") as run:
+        run.log_dict({"before": 1}, "a.json")
+        file = tmp_path / "run" / "tracking" / "run" / "records.jsonl"
+        whole = file.read_bytes()
+        with files_up_to(len(whole) + 100):
+            run.log_dict({"during": "x" * 500}, "b.json")
+            run.log_figure(figure, "c.png")
+            with run.child("learn") as child:
+                child.log_metrics({"loss": 1.0}, step=1)
+        run.log_dict({"after": 1}, "d.json")
+    assert file.read_bytes().startswith(whole)
+    written = [record for record, _ in read(file)]
+    assert [record["name"] for record in written if record["event"] == "dict"] == ["a.json", "d.json"]
+    assert file.read_text().count("\n") == len(written), "no line is cut off"
+    assert written[-1]["event"] == "end"
+    lost = [message for message in caplog.messages if "cannot be written" in message]
+    assert len(lost) == 1
+    said = tracker.summary()[0]
+    assert said.endswith(f"records of this run could not be written; the others are in {file}.")
+    assert int(said.split()[0]) >= 3

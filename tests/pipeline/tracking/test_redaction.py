@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import TrackingConfig, recipe
 from pipeline.execution.progress import Console
-from pipeline.tracking import LocalRecords, make_tracker
+from pipeline.tracking import LocalRecords, make_tracker, redaction
 from pipeline.tracking.mlflow_store import STATES
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.sync import sync
@@ -108,3 +108,12 @@ def test_a_winner_is_written_without_a_password(tmp_path):
     written = winner.write(tmp_path / "winner.yaml", "nano", config, "leap", {}, "a test")
     assert "word" not in (tmp_path / "winner.yaml").read_text()
     assert (written.tracking.uri, written.tracking.experiment) == (None, "mine")
+
+
+def test_a_password_with_blanks_is_taken_out_wherever_it_stands(monkeypatch):
+    monkeypatch.setattr(redaction, "_known", set())
+    text = "cannot reach http://user:two words/@x@host:5000/db, waiting"
+    redaction.remember("http://user:two words/@x@host:5000/db")
+    assert redact(text) == "cannot reach http://***@host:5000/db, waiting"
+    assert redact("port 'two words/@x'") == "port '***'"
+    assert redact("two%20words/%40x") == "***"

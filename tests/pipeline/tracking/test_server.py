@@ -8,6 +8,7 @@ from browser import MlflowServer, free_port
 from mlflow import MlflowClient
 
 from pipeline.config import TrackingConfig
+from pipeline.run import main
 from pipeline.tracking import make_tracker, outbox
 from pipeline.tracking.journal import read
 from pipeline.tracking.mlflow_store import MlflowStore
@@ -117,3 +118,42 @@ def test_no_password_is_shown(tmp_path):
     store = MlflowStore("postgresql://me:secret@db/mlflow", "test", tmp_path)
     assert "secret" not in f"{store} {store.info()}"
     assert not [file for file in tmp_path.iterdir() if "secret" in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite:////proc/nowhere/mlflow.db", "postgresql://user:word@127.0.0.1:{port}/runs", "http://127.0.0.1:{port}"],
+)
+def test_a_store_that_cannot_be_opened_costs_seconds(tmp_path, capsys, uri):
+    """MLflow itself tries a database for three minutes and more."""
+    uri = uri.format(port=free_port())
+    began = time.monotonic()
+    tracker = make_tracker(TrackingConfig(uri=uri), tmp_path / "runs" / "nano")
+    with tracker.start_run("run") as run:
+        run.log_params({"a": 1})
+    assert "is away: 3 records wait" in tracker.summary()[-1]
+    assert main(["compare", "--runs", str(tmp_path / "runs"), "--uri", uri]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --uri ")
+    assert said.count("\n") == 1
+    assert "word" not in said
+    assert main(["sync", "--runs", str(tmp_path / "runs"), "--uri", uri]) == 1
+    assert time.monotonic() - began < 20
+
+
+def test_a_mistyped_address_is_refused_or_forgotten(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    with make_tracker(TrackingConfig(), runs / "nano").start_run("run") as run:
+        run.log_params({"a": 1})
+    for command in (["compare"], ["sync"]):
+        assert main([*command, "--runs", str(runs), "--uri", "foo://x"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --uri foo://x: MLflow has no store foo://, but http, https, ")
+        assert said.count("\n") == 1
+    away = f"http://127.0.0.1:{free_port()}"
+    assert main(["sync", "--runs", str(runs), "--uri", away]) == 1
+    assert "is away" in capsys.readouterr().out
+    assert list(sync(runs, None)) == [("run", 0, [])]
+    assert main(["sync", "--runs", str(tmp_path / "no-such")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --runs {tmp_path / 'no-such'}: there is no such directory; give the directory of the runs\n"
