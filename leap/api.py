@@ -8,7 +8,7 @@ The steps are those of the pipeline: a layer-wise prior, masks learned on frozen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from leap.bernoulli import BernoulliGate
 from leap.engine import LocalEngine
 from leap.export import apply_masks, export, zeros
-from leap.harden import exact_hardener
+from leap.gates import Gate, Layout, PriorMask
 from leap.hidden import with_hidden_states
 from leap.layerwise import LayerResult, Target, sweep
 from leap.learner import MaskLearner
 from leap.loop import Rows, learn
-from leap.masked_linear import masks_installed
+from leap.masked_linear import layout_of, masks_installed, provide_logits
 from leap.optimisers import Updater
 from leap.packed import pack, unpack
 from leap.scopes import layer_scope
@@ -74,8 +73,8 @@ class PruneResult:
             "revision": getattr(config, "_commit_hash", None),
             "method": "leap",
             "sparsity": self.sparsity,
-            "scope": self.settings.scope,
-            "pattern": "unstructured",
+            "scope": self.settings.family.scope_name,
+            "pattern": self.settings.family.pattern_name,
         }
         export(self.model, tokenizer, lambda _, name: (self.mask(name), None), Path(directory), about)
 
@@ -127,24 +126,19 @@ def prune(
     if settings is None:
         settings = LearnSettings.for_rows(len(rows), blocks.prunable)
     rows = rows.to(next(model.get_input_embeddings().parameters()).device)
-    gate, updater = BernoulliGate(settings), Updater(settings)
-    dtype = updater.optimiser.dtype
+    gate, updater = settings.family.gate(), Updater(settings)
+    layout = layout_of(prunable_linears(model), gate)
     was_training = model.training
     model.eval()  # no dropout: the noise of the masks is the only one
     try:
         check_runs(model, rows[: settings.microbatch_rows])
-        first_logits, new_weights = {}, {}
         results = prior.items() if prior else _prior(model, rows[:prior_rows], settings, sparsity, prior_options)
-        for number, (name, (mask, weight, score)) in enumerate(results):
-            # The seeds of a pipeline run with seed 0.
-            generator = torch.Generator(mask.device).manual_seed((settings.seed * 1_000_003 + number) % 2**63)
-            first_logits[name] = nn.Parameter(gate.initial(mask, score, generator).to(dtype))
-            if settings.weights == "prior":
-                new_weights[name] = weight
+        new_weights: dict[str, Tensor] = {}
+        logits = _first_logits(gate, layout, results, settings, updater.optimiser.dtype, new_weights)
         with masks_installed(model, gate) as (state, layers):
-            for name, layer in layers.items():
-                over = nn.Parameter(new_weights[name], requires_grad=False) if name in new_weights else None
-                layer.provide(first_logits.pop(name), over)
+            over = {name: nn.Parameter(weight, requires_grad=False) for name, weight in new_weights.items()}
+            provide_logits(layers, logits, over)
+            del logits
             engine = LocalEngine(
                 lambda batch: model(input_ids=batch, use_cache=False).logits,
                 state,
@@ -154,12 +148,12 @@ def prune(
             )
             learner, take = MaskLearner(engine, settings, [1 - sparsity]), _in_turn(rows)
             history = _learn(learner, take, on_step)
-            hardener = exact_hardener(engine.local_logits, sparsity, settings.scope)
+            hardener = learner.hardener(sparsity, exact=True)
             last = range((settings.steps - 1) * settings.batch_rows, settings.steps * settings.batch_rows)
             batches = [take(first, settings.microbatch_rows) for first in last[:: settings.microbatch_rows]]
             losses = learner.mask_losses(batches, settings.steps - 1, hardener)
             history[-1] |= {f"mask_loss.{mode}": loss for mode, loss in losses.items()}
-            masks = {name: pack(hardener.mask(n, layer.logits)) for n, (name, layer) in enumerate(layers.items())}
+            masks = {name: pack(hardener.mask(layer.matrix, layer.logits)) for name, layer in layers.items()}
     finally:
         model.train(was_training)
     shapes = {name: layer.weight.shape for name, layer in layers.items()}
@@ -194,7 +188,7 @@ def _prior(
     The sweep prunes in place, so that each block sees the pruned ones before it, but it is through with a block when it
     hands out the block's results: one block of dense weights is all that has to be kept.
     """
-    target = Target(sparsity, layer_scope(settings.prior, settings.prior_scope))
+    target = Target(sparsity, layer_scope(settings.prior, settings.prior_scope), settings.family.pattern)
     results = sweep(model, rows, settings.prior, target, options=options)
     for linears in linears_by_block(model):
         dense = [linear.weight.detach().clone() for linear in linears.values()]
@@ -208,6 +202,39 @@ def _prior(
                 for linear, weight in zip(linears.values(), dense, strict=True):
                     linear.weight.copy_(weight)
         yield from of_block
+
+
+def _first_logits(
+    gate: Gate,
+    layout: Layout,
+    results: Iterable[tuple[str, LayerResult]],
+    settings: LearnSettings,
+    dtype: torch.dtype,
+    new_weights: dict[str, Tensor],
+) -> dict[str, nn.Parameter]:
+    """All logit tensors by name; ``new_weights`` is filled by layer, if settings have them.
+
+    The prior's result for a layer is kept until all that read a tensor with it are through.
+    """
+    matrices = {matrix.name: matrix for matrix in layout.matrices}
+    numbers = {name: number for number, name in enumerate(layout.shapes)}
+    logits: dict[str, nn.Parameter] = {}
+    waiting: dict[str, PriorMask] = {}
+    for name, (mask, weight, score) in results:
+        waiting[name] = PriorMask(matrices[name], mask, score)
+        if settings.weights == "prior":
+            new_weights[name] = weight
+        for tensor in layout.reads[name]:
+            readers = [reader.name for reader in layout.readers[tensor]]
+            if all(reader in waiting for reader in readers):
+                # The seeds of a pipeline run with seed 0.
+                seed = (settings.seed * 1_000_003 + numbers[tensor]) % 2**63
+                generator = torch.Generator(mask.device).manual_seed(seed)
+                first = gate.initial(tensor, [waiting[reader] for reader in readers], generator)
+                logits[tensor] = nn.Parameter(first.to(dtype))
+        for done in [reader for reader in waiting if logits.keys() >= set(layout.reads[reader])]:
+            del waiting[done]
+    return logits
 
 
 def _in_turn(rows: Tensor) -> Rows:

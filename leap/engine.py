@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leap.gates import GateState
-from leap.masked_linear import MaskedLinear
+from leap.masked_linear import MaskedLinear, logit_tensors
 from leap.optimisers import Updater
 
 
@@ -50,8 +50,8 @@ class Engine(Protocol):
             rate: learning rate of the step.
         """
 
-    def local_logits(self) -> Iterable[Tensor]:
-        """The logits that this process holds, layer by layer, of any shape; all processes hold each once."""
+    def local_logits(self) -> Iterable[tuple[str, Tensor]]:
+        """See :data:`leap.gates.Logits`; all processes together hold each logit once."""
 
     def reduce(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all processes, on the CPU."""
@@ -82,7 +82,7 @@ class LocalEngine:
         self.weights = weight_norms(layers)
         self._forward, self._hidden_forward, self._updater = model_forward, model_hidden_forward, updater
         if updater is not None:
-            updater.attach(layer.logits for layer in layers.values())
+            updater.attach(logit_tensors(layers).values())
 
     def forward(self, rows: Tensor) -> Tensor:
         """See :meth:`Engine.forward`."""
@@ -100,9 +100,9 @@ class LocalEngine:
         (loss / microbatches).backward()
         self._updater.end()
 
-    def local_logits(self) -> Iterable[Tensor]:
-        """The logits [out, in] of each layer."""
-        return (layer.logits for layer in self.layers.values())
+    def local_logits(self) -> Iterable[tuple[str, Tensor]]:
+        """The whole logit tensors."""
+        return logit_tensors(self.layers).items()
 
     def reduce(self, values: Tensor) -> Tensor:
         """See :meth:`Engine.reduce`."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from leap.gates import Matrix
 from leap.layerwise.selection import Target, prune_count, select_mask
 from leap.scopes import Scope
 from leap.selection import Cut, cut, keep_above
 
 
 @dataclass(frozen=True)
-class Hardener:
-    """Keeps the weights with the largest logits, exactly as many as ``sparsity`` leaves in each unit of ``scope``.
+class RankHardener:
+    """Keeps the weights with the largest logits, of one each: as many as ``sparsity`` leaves in each unit of ``scope``.
 
     Equal logits are settled by position: the first in layer order and flat index stays. So masks of the same logits are
     nested: what is kept at one sparsity is kept at every lower one.
@@ -31,62 +32,58 @@ class Hardener:
     cut: Cut | None = None
     """Cut through all logits of the model; for the scope ``global`` only."""
     ties_before: dict[int, int] = field(default_factory=dict)
-    """Ties at the cut in the layers before a layer; without an entry all of the layer's ties are pruned."""
+    """Ties at the cut in the layers before a layer, by its number; without an entry the layer's ties are pruned."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), not {self.sparsity}")
 
-    def mask(self, layer: int, logits: Tensor) -> Tensor:
-        """Boolean mask [out, in] of layer number ``layer``.
+    @property
+    def offset(self) -> float:
+        """See :attr:`leap.gates.Hardener.offset`."""
+        return 0.0 if self.cut is None else self.cut.value
+
+    def mask(self, matrix: Matrix, logits: Sequence[Tensor]) -> Tensor:
+        """See :meth:`leap.gates.Hardener.mask`.
 
         Raises:
             ValueError: a NaN among the logits.
         """
+        (values,) = logits
         if self.scope != "global":
-            return select_mask(logits.detach().float(), Target(self.sparsity, self.scope))
+            return select_mask(values.detach().float(), Target(self.sparsity, self.scope))
         assert self.cut is not None
-        if layer in self.ties_before:
-            return keep_above(logits, self.cut, self.ties_before[layer])[0]
-        return self.cut.above(logits.detach())
+        if matrix.number in self.ties_before:
+            return keep_above(values, self.cut, self.ties_before[matrix.number])[0]
+        return self.cut.above(values.detach())
 
 
-def global_hardener(
+def ranked(
     tensors: Callable[[], Iterable[Tensor]],
     sparsity: float,
+    scope: Scope,
     reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
-) -> Hardener:
-    """A hardener of scope ``global`` without tie-breaking, from logits that may be spread over processes.
-
-    It prunes all ties at the cut, so where there are some, slightly more than asked: good enough to watch a run.
-
-    Args:
-        tensors: gives the logits that this process holds, in any order and shape, at every call. Two passes are made.
-        sparsity: share of all logits to prune.
-        reduce: adds up a tensor of counts over the processes.
-
-    Raises:
-        ValueError: a NaN among the logits, or a sparsity outside [0, 1).
-    """
-    return Hardener(sparsity, "global", cut(tensors, lambda n: prune_count(sparsity, n), reduce))
-
-
-def exact_hardener(tensors: Callable[[], Iterable[Tensor]], sparsity: float, scope: Scope) -> Hardener:
-    """A hardener whose masks have exactly the asked sparsity over ``scope``.
+    exact: bool = True,
+) -> RankHardener:
+    """The hardener of one logit a weight.
 
     Args:
-        tensors: gives the logits of all layers in layer order, at every call. Three passes are made.
+        tensors: gives the logits at every call: of all layers, in layer order, where ``exact``; else what this process
+            holds of them, in any order and shape. Two or three passes are made.
         sparsity: share of the logits to prune in each unit of ``scope``.
+        reduce: adds up a tensor of counts over the processes.
+        exact: settle ties. Else all ties at the cut are pruned, so where there are some, slightly more than requested.
 
     Raises:
         ValueError: a NaN among the logits, or a sparsity outside [0, 1).
     """
     if scope != "global":
-        return Hardener(sparsity, scope)
-    at = cut(tensors, lambda n: prune_count(sparsity, n))
-    ties = 0
+        return RankHardener(sparsity, scope)
+    at = cut(tensors, lambda n: prune_count(sparsity, n), reduce)
     before: dict[int, int] = {}
-    for layer, logits in enumerate(tensors()):
-        before[layer] = ties
-        ties += int(torch.count_nonzero(logits.detach().float() == at.value))
-    return Hardener(sparsity, scope, at, before)
+    ties = 0
+    if exact:
+        for layer, logits in enumerate(tensors()):
+            before[layer] = ties
+            ties += int(torch.count_nonzero(logits.detach().float() == at.value))
+    return RankHardener(sparsity, scope, at, before)

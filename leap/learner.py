@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from leap.engine import Engine
-from leap.gates import Draw, Mode
-from leap.harden import Hardener, global_hardener
+from leap.gates import Draw, Hardener, Mode
 from leap.hidden import hidden_divergence
 from leap.losses import output_losses
 from leap.settings import LearnSettings
@@ -57,9 +56,13 @@ class MaskLearner:
     def draw(self, step: int, microbatch: int) -> Draw:
         """Noise and schedules of micro-batch ``microbatch`` (counted over all workers) of optimiser step ``step``."""
         s = self.settings
-        progress = step / max(1, s.steps - 1)
-        index = step * s.microbatches + microbatch
-        return Draw(s.scale.at(progress), s.temperature.at(progress), s.noise, s.seed, index)
+        return self.engine.state.gate.draw(step / max(1, s.steps - 1), s.seed, step * s.microbatches + microbatch)
+
+    def hardener(self, sparsity: float, exact: bool = False) -> Hardener:
+        """The hardener of the logits as they are; collective. ``exact`` wants them whole in this process."""
+        engine = self.engine
+        state = engine.state
+        return state.gate.hardener(state.layout, engine.local_logits, sparsity, engine.reduce, exact)
 
     def target(self, step: int) -> int:
         """Number of the density that ``step`` trains."""
@@ -71,10 +74,8 @@ class MaskLearner:
     def _offset_of(self, step: int) -> float:
         """Where the gates of the step's density open; the logits rest during a step, so it is looked for once."""
         if len(self.densities) > 1 and step != self._offset_step:
-            engine, sparsity = self.engine, 1 - self.densities[self.target(step)]
-            cut = global_hardener(engine.local_logits, sparsity, engine.reduce).cut
-            assert cut is not None
-            self._offset, self._offset_step = cut.value, step
+            self._offset = self.hardener(1 - self.densities[self.target(step)]).offset
+            self._offset_step = step
         return self._offset
 
     def loss(self, rows: Tensor, step: int, microbatch: int) -> Tensor:
@@ -95,18 +96,15 @@ class MaskLearner:
             state.mode = "dense"
             with torch.no_grad():
                 teacher, teacher_states = self._outputs(rows)
-        state.mode, state.draw = "sampled", replace(self.draw(step, microbatch), offset=self._offset_of(step))
+        draw = replace(self.draw(step, microbatch), offset=self._offset_of(step))
+        state.mode, state.draw = "sampled", draw
         logits, states, sums = self._collect(rows)
         sampled = sums[:, 0].sum() / weights.numel
         # Without noise the mask is no sample of anything: it is its own expectation.
-        expected = sums[:, 2].sum() / weights.numel if s.noise else sampled
+        expected = sums[:, 2].sum() / weights.numel if draw.noise else sampled
         gap = (sampled if s.density.of == "sampled" else expected) - self.densities[target]
-        if s.density.kind == "penalty":
-            density_term = s.density.weight * gap.abs()
-        else:
-            density_term = self.multipliers[target] * gap + s.density.weight / 2 * gap.square()
-        # The clamp keeps the slope of the root finite for a layer whose weights are all zero.
-        norm = sums[:, 1].clamp_min(torch.finfo(sums.dtype).tiny).sqrt().sum() / weights.norm
+        density_term = self._density_term(gap, target)
+        norm = state.gate.norm(sums[:, 1], weights.norm)
         fading = 1 - step / s.steps
 
         lm_loss, divergence = output_losses(logits, rows, teacher if s.distillation > 0 else None)
@@ -121,6 +119,14 @@ class MaskLearner:
         total = task + (density_term - s.weight_reward * fading * norm).to(task)
         self._note({**parts, "loss": total})
         return total
+
+    def _density_term(self, gap: Tensor, target: int) -> Tensor:
+        s = self.settings
+        if s.family.fixed_density:
+            return torch.zeros_like(gap)
+        if s.density.kind == "penalty":
+            return s.density.weight * gap.abs()
+        return self.multipliers[target] * gap + s.density.weight / 2 * gap.square()
 
     def _outputs(self, rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Logits [R, S, V], and the hidden states where they are distilled."""
@@ -139,9 +145,10 @@ class MaskLearner:
             state.collecting = False  # recomputed activations must not add to the sums
         stats = [t.to(logits.device) for t in state.stats]
         state.stats.clear()
-        if len(stats) != state.layers:
+        layers = len(state.layout.matrices)
+        if len(stats) != layers:
             raise NotRunError(
-                f"{state.layers} layers are masked, but {len(stats)} ran in a forward pass; the density of a model "
+                f"{layers} layers are masked, but {len(stats)} ran in a forward pass; the density of a model "
                 "that leaves layers out or runs them twice cannot be controlled"
             )
         sums = torch.stack(stats)
@@ -170,7 +177,7 @@ class MaskLearner:
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteLossError(f"the loss is {metrics['loss']} at step {step}")
         gap = metrics.pop("gap")
-        if s.density.kind == "lagrangian":
+        if s.density.kind == "lagrangian" and not s.family.fixed_density:
             target = self.target(step)
             self.multipliers[target] += s.density.weight * gap / (s.density.relaxation * s.steps / len(self.densities))
             metrics["multiplier"] = self.multipliers[target]
@@ -184,8 +191,7 @@ class MaskLearner:
         """Cross-entropy in nats with the sampled, the mean and the hard mask over ``batches`` of rows [R, S]."""
         draw = self.draw(step, 0)
         if len(self.densities) > 1:
-            assert hardener.cut is not None
-            draw = replace(draw, offset=hardener.cut.value)
+            draw = replace(draw, offset=hardener.offset)
         state = self.engine.state
         state.draw, state.harden = draw, hardener
         losses = {}

@@ -164,7 +164,7 @@ class Updater:
 
     def __init__(self, settings: LearnSettings, total: Callable[[Tensor], Tensor] = lambda value: value) -> None:
         self.optimiser, self.seed = logit_optimiser(settings), settings.seed
-        shared = settings.matrix_rate / settings.learning_rate if settings.scope == "global" else 0.0
+        shared = settings.matrix_rate / settings.learning_rate if settings.family.shares_sparsity else 0.0
         self.shared = SharedSteps(shared, settings.betas, total)
         self._clip, self._total = settings.clip, total
         self._waiting: dict[int, _Waiting] = {}
@@ -182,7 +182,7 @@ class Updater:
         return self._states[layer]
 
     def attach(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Register a hook on each logit matrix, in layer order, that consumes its gradient in every backward pass.
+        """Register a hook on each logit tensor, in the layout's order, that takes its gradient out of a backward pass.
 
         The gradient goes to :meth:`take` as soon as it is complete, and ``parameter.grad`` is None afterwards.
         """

@@ -1,21 +1,31 @@
 """Everything that decides how masks are learned.
 
 The defaults are the best that is known for budgets of up to some ten million tokens (docs/log.md);
-:meth:`LearnSettings.published` gives the published values of LEAP (arXiv 2605.17289), which are meant for two billion.
+:meth:`LearnSettings.published` gives the published values of a family, which are meant for two billion (LEAP's).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+from leap.families import FAMILIES, Family, Leap
 from leap.methods import METHODS
-from leap.schedules import Schedule
-from leap.scopes import PriorScope, Scope
+from leap.scopes import PriorScope
 from leap.validation import NO_UNKNOWN_KEYS, OneOf, check_choices
 
 Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
+#: Fields that have moved, and where to.
+MOVED = {
+    "noise": "family.noise",
+    "temperature": "family.temperature",
+    "scale": "family.scale",
+    "prior_strength": "family.strength",
+    "prior_grading": "family.grading",
+    "init_std": "family.init_std",
+    "scope": "family.scope",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +65,23 @@ class LearnSettings:
 
     __pydantic_config__ = NO_UNKNOWN_KEYS
 
+    family: Family = field(default_factory=Leap)
+    """What masks are made of, how they start, and what their sparsity is exact in."""
     steps: int = 300
     """Optimiser steps."""
     batch_rows: int = 8
     """Rows in a global batch."""
     microbatch_rows: int = 1
     """Rows in one forward and backward pass. Each micro-batch draws its own noise."""
-    noise: bool = False
-    """Logistic noise on the logits (a Bernoulli gate); without it the gate is σ(scale · logit / temperature)."""
-    temperature: Schedule = field(default_factory=lambda: Schedule(start=0.3, end=0.02, shape="exponential"))
-    """Temperature τ of the gate."""
-    scale: Schedule = field(default_factory=lambda: Schedule(start=1.0, end=1.0))
-    """Scale κ of the logits."""
     prior: Annotated[str, OneOf(METHODS)] = "admm"
     """Layer-wise method whose mask the logits start from."""
     prior_scope: PriorScope = "row"
     """Within what that method compares weights; ``native``: as its authors have it."""
-    prior_strength: float = 10.0
-    """Distance of the first logits from zero, in units of init_std."""
-    prior_grading: Literal["sign", "rank"] = "rank"
-    """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
     weights: Literal["dense", "prior"] = "dense"
     """Weights that masks are learned over: the model's own, or ``prior``: its new values where it keeps a weight.
 
     The second takes the bytes of one more weight matrix; the dense model stays what is distilled from.
     """
-    init_std: float = 0.1
-    """Standard deviation of the Gaussian that breaks ties among the first logits."""
     optimiser: Optimiser = "adam8bit"
     """Adam, with 6 bytes per logit for it and both moments in 16 bits, 4 with bfloat16 logits too, 12 for ``adam``."""
     learning_rate: float = 0.01
@@ -89,8 +89,7 @@ class LearnSettings:
     matrix_rate: float = 0.05
     """Peak learning rate of the step that all logits of a matrix make together. It moves sparsity between matrices.
 
-    The step follows the sum of the matrix's gradient. Scopes other than ``global`` fix each matrix's sparsity and
-    skip it.
+    The step follows the sum of the matrix's gradient. Families that fix each matrix's sparsity skip it.
     """
     warmup_steps: int = 5
     """Steps of linear warm-up before the cosine."""
@@ -111,8 +110,6 @@ class LearnSettings:
     """Share of the loss that is KL(dense ‖ masked) on the output distribution; the rest is cross-entropy."""
     hidden_distillation: float = 0.0
     """Weight of the distance from the dense model's hidden states after each block, squared, by their variance."""
-    scope: Scope = "global"
-    """Within what the asked sparsity holds exactly after hardening: the model, each layer or each row."""
     seed: int = 0
     """Seed of the first logits and of the noise; in the pipeline also of the order of the rows."""
 
@@ -127,12 +124,11 @@ class LearnSettings:
             )
         if self.steps * self.microbatches > 1 << 32:
             raise ValueError(f"steps {self.steps} of {self.microbatches} micro-batches exceed the noise's 2**32 draws")
-        for name in ("prior_strength", "weight_reward", "warmup_steps", "hidden_distillation", "matrix_rate", "clip"):
+        for name in ("weight_reward", "warmup_steps", "hidden_distillation", "matrix_rate", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
-        for name in ("init_std", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate}")
         for name in ("distillation", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -146,31 +142,13 @@ class LearnSettings:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
 
     @classmethod
-    def published(cls, **changes: Any) -> LearnSettings:
-        """LEAP's published values, but for ``changes``; they want their 2000 steps of 256 rows of 4096 tokens."""
-        values: dict[str, Any] = {
-            "steps": 2000,
-            "batch_rows": 256,
-            "microbatch_rows": 1,
-            "noise": True,
-            "temperature": Schedule(start=4.0, end=0.05),
-            "scale": Schedule(start=25.0, end=350.0),
-            "prior": "wanda",
-            "prior_scope": "row",
-            "prior_strength": 3.0,
-            "prior_grading": "sign",
-            "init_std": 0.014,
-            "learning_rate": 1e-3,
-            "matrix_rate": 0.0,
-            "warmup_steps": 5,
-            "final_rate": 0.0,
-            "betas": (0.9, 0.95),
-            "clip": 1.0,  # what Hugging Face's Trainer, which the authors train with, does unless told otherwise
-            "density": DensityControl(kind="penalty", weight=7.0),
-            "weight_reward": 10.0,
-            "distillation": 0.0,
-        }
-        return cls(**values | changes)
+    def published(cls, kind: str = "leap", **changes: Any) -> LearnSettings:
+        """The published values of the family ``kind``, but for ``changes``."""
+        return cls(**FAMILIES[kind].published() | changes)
+
+    def with_family(self, **changes: Any) -> LearnSettings:
+        """The same with other values of fields of the family."""
+        return replace(self, family=replace(self.family, **changes))
 
     @classmethod
     def for_rows(cls, rows: int, weights: int) -> LearnSettings:

@@ -27,7 +27,11 @@ from leap.packed import FILE_NAME, MaskFile
 from leap.surgery import prunable_linears, shared_linears
 
 INDEX = "sparse.json"
-FORMAT, VERSION = "leap-sparse", 1
+FORMAT, VERSION = "leap-sparse", 2
+#: How a matrix may be packed, by the name that the index gives for each layer.
+_MATRICES = {"BMP128": BMP128}
+#: Version 1 named no format: there was none but this.
+_FIRST = "BMP128"
 #: A shard is closed when it holds this much; a tensor is never split.
 SHARD_BYTES = 256 * 2**20
 #: What makes the directory stand alone, besides the tensors.
@@ -138,7 +142,7 @@ def write_sparse(
     index = {
         "format": FORMAT,
         "version": VERSION,
-        "packed": sorted(name.removesuffix(".weight") for name in weights),
+        "packed": dict.fromkeys(sorted(name.removesuffix(".weight") for name in weights), _FIRST),
         "tied": {alias: name for name, aliases in _groups(model).items() for alias in aliases[1:]},
         "tensors": {name: asdict(entry) for name, entry in writer.entries.items()},
     }
@@ -152,7 +156,7 @@ class SparseCheckpoint:
     """Reads a directory that :func:`write_sparse` wrote.
 
     Attributes:
-        packed: layers whose weight is BMP128, by dotted name.
+        packed: format of the weight of each packed layer, by dotted name.
         tied: names of tensors that are another one, by that other's name.
 
     Raises:
@@ -166,13 +170,20 @@ class SparseCheckpoint:
         except (OSError, ValueError) as error:
             raise SparseCheckpointError(f"{self.directory} has no readable {INDEX}: no sparse checkpoint") from error
         kind, version = index.get("format"), index.get("version")
-        if (kind, version) != (FORMAT, VERSION):
+        if kind != FORMAT or version not in (1, VERSION):
             newer = kind == FORMAT and isinstance(version, int) and version > VERSION
             raise SparseCheckpointError(
-                f"{self.directory / INDEX} is {kind} {version}; this reads {FORMAT} {VERSION}"
+                f"{self.directory / INDEX} is {kind} {version}; this reads {FORMAT} 1 to {VERSION}"
                 + (", a newer version of this package reads it" if newer else "")
             )
-        self.packed: list[str] = index["packed"]
+        packed = index["packed"]
+        self.packed: dict[str, str] = dict.fromkeys(packed, _FIRST) if version == 1 else packed
+        for layer, name in self.packed.items():
+            if name not in _MATRICES:
+                raise SparseCheckpointError(
+                    f"{layer} is packed as {name}; this reads {', '.join(_MATRICES)}, a newer version of this package "
+                    "reads it"
+                )
         self.tied: dict[str, str] = index["tied"]
         self.entries = {name: Entry(**entry) for name, entry in index["tensors"].items()}
 
@@ -196,9 +207,9 @@ class SparseCheckpoint:
                 yield name, self._checked(name, entry, files[entry.file].get_tensor)
 
     def matrix(self, layer: str, parts: dict[str, Tensor]) -> BMP128:
-        """The packed weight of a layer from its tensors by their names in BMP128."""
+        """The packed weight of a layer from its tensors by their names in its format."""
         try:
-            return BMP128.from_tensors(parts)
+            return _MATRICES[self.packed[layer]].from_tensors(parts)
         except ValueError as error:
             raise SparseCheckpointError(f"{layer}: {error}") from error
 

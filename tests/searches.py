@@ -17,7 +17,7 @@ from pipeline.tuning.trial_records import Record
 
 
 def trial(number: int, loss: float, tokens: int = 100, sparsity: float = 0.5, **values: object) -> Record:
-    values = {"learning_rate": 0.01, "noise": True} | values
+    values = {"learning_rate": 0.01, "family.noise": True} | values
     return Record(
         number,
         f"t{number}",
@@ -34,12 +34,14 @@ def trial(number: int, loss: float, tokens: int = 100, sparsity: float = 0.5, **
 def searched(against: Cost | None, directory: Path) -> tuple[Summary, dict[str, Figure]]:
     """A search of twelve trials and its figures."""
     config = recipe.load("nano")
-    (directory / "s.yaml").write_text("parameters: {learning_rate: {low: 1.0e-3, high: 0.1}, noise: [true, false]}\n")
+    (directory / "s.yaml").write_text(
+        "parameters: {learning_rate: {low: 1.0e-3, high: 0.1}, family.noise: [true, false]}\n"
+    )
     found = space.load(str(directory / "s.yaml"), config, "leap")
     wanted = make_search(config, "leap", found, Options(against=against))
     extra = {"steps": 100} if against else {}
     trials = [
-        trial(i, 3 + math.sin(i), tokens=100 * i, learning_rate=0.001 * i, noise=i % 2 == 0, **extra)
+        trial(i, 3 + math.sin(i), tokens=100 * i, learning_rate=0.001 * i, **{"family.noise": i % 2 == 0}, **extra)
         for i in range(1, 13)
     ]
     trials[4].status, trials[4].error = "failed", "the loss is <nan> at step 3"

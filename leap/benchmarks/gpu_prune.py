@@ -27,9 +27,8 @@ def pruning(run: CheckRun) -> None:
     calibration, heldout = rows[:-_HELDOUT], rows[-_HELDOUT:]
     # Hardly any noise on the first logits, at the same distance from zero: each device draws its own.
     settings = LearnSettings(
-        steps=run.pick(40, 3), batch_rows=8, microbatch_rows=8, learning_rate=0.1, matrix_rate=0.1, init_std=1e-3,
-        prior_strength=1000.0,
-    )  # fmt: skip
+        steps=run.pick(40, 3), batch_rows=8, microbatch_rows=8, learning_rate=0.1, matrix_rate=0.1
+    ).with_family(init_std=1e-3, strength=1000.0)
     results: dict[str, tuple[PruneResult, float]] = {}
     for device in {run.device.type, "cpu"}:
         model: Any = Checkpoint(MODEL).load(dtype=torch.float32)

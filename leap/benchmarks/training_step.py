@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leap.bernoulli import BernoulliGate
 from leap.engine import LocalEngine
+from leap.gates import PriorMask
 from leap.learner import MaskLearner
 from leap.losses import output_losses
-from leap.masked_linear import install_masks
+from leap.masked_linear import install_masks, logit_tensors
 from leap.optimisers import Updater
 from leap.settings import LearnSettings, Optimiser
 from leap.surgery import prunable_linears
@@ -56,21 +56,19 @@ def masked_step(
     settings = LearnSettings.published(
         steps=1000,
         batch_rows=microbatches,
-        noise=noise,
         weight_reward=0.0,
         optimiser=optimiser or "adam",
         matrix_rate=matrix_rate,
         distillation=distillation,
-    )
-    gate = BernoulliGate(settings)
-    updater = Updater(settings)
+    ).with_family(noise=noise)
+    gate, updater = settings.family.gate(), Updater(settings)
     state, layers = install_masks(model, gate)
     for layer in layers.values():
         device = layer.weight.device
         keep = torch.rand(layer.weight.shape, device=device) > 0.5
-        first = gate.initial(keep, keep.float(), torch.Generator(device).manual_seed(0))
-        layer.logits = nn.Parameter(first.to(updater.optimiser.dtype))
-    logits = [layer.logits for layer in layers.values()]
+        prior = PriorMask(layer.matrix, keep, keep.float())
+        first = gate.initial(layer.matrix.name, [prior], torch.Generator(device).manual_seed(0))
+        layer.provide([nn.Parameter(first.to(updater.optimiser.dtype))])
     engine = LocalEngine(
         lambda r: model(input_ids=r, use_cache=False).logits, state, layers, updater if optimiser else None
     )
@@ -80,7 +78,7 @@ def masked_step(
         for number in range(microbatches):
             updater.begin(0, 1e-3, number, microbatches)
             learner.loss(rows, 0, number).backward()
-        for parameter in logits:
+        for parameter in logit_tensors(layers).values():
             parameter.grad = None
 
     return step

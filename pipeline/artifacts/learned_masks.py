@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from leap.harden import exact_hardener
-from leap.scopes import Scope
+from leap.families import MaskFamily
+from leap.masked_linear import layout_of
 from pipeline.artifacts.logit_checkpoint import Checkpoint
 
 
 def learned_masks(
-    checkpoint: Checkpoint, names: list[str], sparsity: float, scope: Scope
-) -> Callable[[int, str], Tensor]:
-    """Exact masks [out, in] from learned logits, by number and name of a layer.
+    checkpoint: Checkpoint, linears: dict[str, nn.Linear], sparsity: float, family: MaskFamily
+) -> Callable[[str], Tensor]:
+    """Exact masks [out, in] from learned logits, by the name of a layer.
 
     Args:
-        names: all layers in model order.
+        linears: the layers of the model by name, in model order.
+        family: of the masks.
     """
+    gate = family.gate()
+    layout = layout_of(linears, gate)
+    matrices = {matrix.name: matrix for matrix in layout.matrices}
 
-    def logits() -> Iterable[Tensor]:
-        return (checkpoint.logits(name) for name in names)
+    def logits() -> Iterable[tuple[str, Tensor]]:
+        return ((name, checkpoint.logits(name)) for name in layout.shapes)
 
-    hardener = exact_hardener(logits, sparsity, scope)
-    return lambda number, name: hardener.mask(number, checkpoint.logits(name))
+    hardener = gate.hardener(layout, logits, sparsity, lambda counts: counts, exact=True)
+    return lambda name: hardener.mask(matrices[name], [checkpoint.logits(tensor) for tensor in layout.reads[name]])

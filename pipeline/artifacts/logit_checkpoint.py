@@ -1,6 +1,6 @@
 """Checkpoints of logits and optimiser state in a layout of our own: safetensors, one file per worker.
 
-DeepSpeed's own checkpoints are pickled and bound to the number of workers. Here worker r of w stores, for every layer,
+DeepSpeed's own checkpoints are pickled and bound to the number of workers. Here worker r of w stores, for every tensor,
 the slice [r·p, (r+1)·p) of the flattened tensor with p = ⌈numel / w⌉; any number of workers can read any slice back.
 The files lie in ``step-NNNNNN/``, and ``step-NNNNNN.json`` beside it, written last, says what they are, with checksums.
 """
@@ -41,7 +41,7 @@ def bounds(numel: int, rank: int, world: int) -> tuple[int, int]:
 def save(
     uri: str, step: int, facts: dict[str, Any], shard: dict[str, Tensor], shapes: dict[str, list[int]], keep: int = 2
 ) -> None:
-    """Collective: write this worker's ``shard`` ({layer}.{part} → flat slice), then, on rank 0, what it all is.
+    """Collective: write this worker's ``shard`` ({tensor}.{part} → flat slice), then, on rank 0, what it all is.
 
     Slices are read where they lie, one after the other: no second copy of them is made.
 
@@ -197,24 +197,24 @@ class Checkpoint:
         self._fs.get_file(f"{self._root}/{name}", path)
         return path
 
-    def flat(self, layer: str, part: str, first: int, last: int) -> Tensor:
-        """Elements ``first`` … ``last`` − 1 of a flattened tensor, whoever stored them."""
-        numel = _numel(self.shapes[layer])
+    def flat(self, name: str, part: str, first: int, last: int) -> Tensor:
+        """Elements ``first`` … ``last`` − 1 of a flattened tensor's part, whoever stored them."""
+        numel = _numel(self.shapes[name])
         pieces = []
         for rank in range(self._world):
             low, high = bounds(numel, rank, self._world)
             a, b = max(first, low), min(last, high)
             if a < b:
-                pieces.append(self._file(rank).get_slice(f"{layer}.{part}")[a - low : b - low])
+                pieces.append(self._file(rank).get_slice(f"{name}.{part}")[a - low : b - low])
         return torch.cat(pieces) if pieces else torch.empty(0)
 
-    def shard(self, layer: str, part: str, rank: int, world: int) -> Tensor:
+    def shard(self, name: str, part: str, rank: int, world: int) -> Tensor:
         """The slice of worker ``rank`` of ``world``."""
-        return self.flat(layer, part, *bounds(_numel(self.shapes[layer]), rank, world))
+        return self.flat(name, part, *bounds(_numel(self.shapes[name]), rank, world))
 
-    def logits(self, layer: str) -> Tensor:
-        """The whole logits [out, in] of a layer."""
-        return self.flat(layer, "logits", 0, _numel(self.shapes[layer])).view(self.shapes[layer])
+    def logits(self, name: str) -> Tensor:
+        """A whole logit tensor, in its shape."""
+        return self.flat(name, "logits", 0, _numel(self.shapes[name])).view(self.shapes[name])
 
 
 def _numel(shape: list[int]) -> int:

@@ -74,7 +74,7 @@ def tune(
             console.warn(text)
         console.say(f"space {found.name} on recipe {config.name}: {wanted.trials} trials, results in {directory}")
         tags = run_tags(plan) | {"stage": "tune", "method": learn, "space": found.name, "sparsity": f"{sparsity:g}"}
-        tags["scope"] = config.learn[learn].settings.scope
+        tags["scope"] = config.learn[learn].settings.family.scope_name
         run = stack.enter_context(tracker.start_run(f"tune-{config.name}-{found.name}-{key[:8]}", tags=tags))
         if config.tracking.active_stores:
             stack.enter_context(SystemMetrics(run))

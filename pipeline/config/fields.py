@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
+from leap.families.base import TaggedByKind
 from leap.validation import OneOf
 from pipeline.config import RunConfig
 
@@ -30,7 +31,8 @@ class FieldHelp:
     """A field, or a section (which has no default)."""
 
     name: str
-    """Dotted, as on the command line; NAME stands for a name that the user gives."""
+    """Dotted, as on the command line; NAME stands for a name that the user gives. A ``kind`` other than the default's,
+    which alone has the field, follows in brackets."""
     type: str
     default: Any
     help: str
@@ -45,7 +47,8 @@ def all_fields() -> Iterator[FieldHelp]:
 def known_key(path: list[str]) -> tuple[list[str], list[str]]:
     """The part of ``path`` that are keys of a recipe, and the keys allowed in its section.
 
-    Pydantic adds to the place of an error the member of a union that it tried; that is no key.
+    Pydantic adds to the place of an error the member of a union that it tried, and the ``kind`` that chose one; these
+    are no keys.
     """
     section: Any = RunConfig
     known: list[str] = []
@@ -64,7 +67,8 @@ def known_key(path: list[str]) -> tuple[list[str], list[str]]:
             break
         if is_mapping(annotation) and rest:
             known.append(rest.pop(0))
-        section = inner
+        kinds = _kinds(annotation)
+        section = kinds[rest.pop(0)] if rest and rest[0] in kinds else inner
     return known, list(_annotations(section))
 
 
@@ -84,6 +88,14 @@ def is_mapping(annotation: Any) -> bool:
     return get_origin(annotation) is dict
 
 
+def _kinds(annotation: Any) -> dict[str, Any]:
+    """The sections of a union that a field ``kind`` chooses from, by kind; none of another annotation."""
+    if get_origin(annotation) is Annotated and any(isinstance(a, TaggedByKind) for a in annotation.__metadata__):
+        inside = get_args(annotation)[0]
+        return {member.kind: member for member in get_args(inside) or (inside,)}
+    return {}
+
+
 def _walk(section: Any, prefix: str) -> Iterator[FieldHelp]:
     kind: Any = type(section)
     docs = _docs(kind)
@@ -98,6 +110,10 @@ def _walk(section: Any, prefix: str) -> Iterator[FieldHelp]:
             key, value = f"{key}.{NAME}", next(iter(value.values()))
         yield FieldHelp(key, SECTION if value is not None else f"{SECTION} | none", None, docs[name])
         yield from _walk(value or inner(), f"{key}.")
+        for kind_of, member in _kinds(annotation).items():
+            if not isinstance(value, member):
+                for entry in _walk(member(), f"{key}."):
+                    yield dataclasses.replace(entry, name=f"{entry.name} ({kind_of})")
 
 
 @functools.cache

@@ -174,7 +174,7 @@ def _explain(error: ValidationError) -> str:
             return f"{'.'.join(place)}: is now {new}"
         close = difflib.get_close_matches(place[-1], allowed, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{'.'.join(place)}: unknown key; {hint}allowed here: {', '.join(sorted(allowed))}"
+        return f"{'.'.join([*known, place[-1]])}: unknown key; {hint}allowed here: {', '.join(sorted(allowed))}"
     key = ".".join(known)
     # The members of a union fail one by one, each with an error of its own.
     same = [e for e in error.errors() if known_key([str(part) for part in e["loc"]])[0] == known]

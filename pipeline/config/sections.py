@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from leap.families import FAMILIES
 from leap.methods import METHODS, LayerScope
 from leap.scopes import PriorScope, layer_scope, scope_name
-from leap.settings import LearnSettings
+from leap.settings import MOVED, LearnSettings
 from leap.validation import OneOf
 from pipeline.config import dtypes
 from pipeline.config.mappings import merge
@@ -160,7 +161,12 @@ class PriorConfig(Section):
 
     def scope_name(self, method: str, scope: LayerScope) -> str:
         """``row``, ``layer``, ``block`` or a pattern such as ``2:4``."""
-        return "{}:{}".format(*self.pattern) if self.pattern else scope_name(method, scope)
+        return self.pattern_name if self.pattern else scope_name(method, scope)
+
+    @property
+    def pattern_name(self) -> str:
+        """``2:4``, say, or ``unstructured``."""
+        return "{}:{}".format(*self.pattern) if self.pattern else "unstructured"
 
     @staticmethod
     def row_name(method: str, scope: LayerScope) -> str:
@@ -185,7 +191,7 @@ class LearnConfig(Section):
     like: str | None = None
     """Name of another entry of ``learn``: whatever is not given here is as there."""
     published: bool = False
-    """Take the published settings of LEAP, in place of this project's defaults, where ``settings`` gives none."""
+    """Take the published settings of the family, in place of this project's defaults, where ``settings`` gives none."""
     settings: LearnSettings = LearnSettings()
     """Objective, schedules, optimiser."""
     seeds: list[Seed] = []
@@ -229,7 +235,14 @@ class LearnConfig(Section):
         given = entry.get("settings", {})
         if not isinstance(given, dict):
             return entry
-        defaults = LearnSettings.published() if entry.get("published") is True else LearnSettings()
+        if moved := next((key for key in given if key in MOVED), None):
+            raise ValueError(f"settings.{moved} is settings.{MOVED[moved]} now")
+        family = given.get("family", {})
+        kind = family.get("kind", "leap") if isinstance(family, dict) else "leap"
+        if kind not in FAMILIES:
+            raise ValueError(f"settings.family.kind must be one of {', '.join(FAMILIES)}, not {kind!r}")
+        published = entry.get("published") is True
+        defaults = LearnSettings.published(kind) if published else LearnSettings(family=FAMILIES[kind]())
         return {**entry, "settings": merge(dataclasses.asdict(defaults), given)}
 
     @model_validator(mode="after")
@@ -250,8 +263,9 @@ class LearnConfig(Section):
 
     @model_validator(mode="after")
     def _nested_cuts_go_through_the_model(self) -> LearnConfig:
-        if self.nested and self.settings.scope != "global":
-            raise ValueError(f"nested wants settings.scope global, not {self.settings.scope}")
+        if self.nested and not self.settings.family.shares_sparsity:
+            scope = self.settings.family.scope_name
+            raise ValueError(f"nested wants masks whose sparsity is shared over the model, and it is by {scope}")
         return self
 
 
@@ -414,6 +428,10 @@ class RunConfig(Section):
                     f"prior.pattern: {keep}:{group} has a sparsity of {1 - keep / group:g}, and sparsities is "
                     f"{self.sparsities}"
                 )
+        for name, entry in self.learn.items():
+            pattern = entry.settings.family.pattern
+            if pattern is not None and pattern != self.prior.pattern:
+                raise ValueError(f"learn.{name} makes {pattern[0]}:{pattern[1]} masks: set prior.pattern={[*pattern]}")
         unknown = [name for name in self.reconstruct if name not in self.learn]
         if unknown:
             raise ValueError(f"reconstruct: {unknown[0]} is none of learn ({', '.join(self.learn) or 'none'})")

@@ -67,6 +67,11 @@ def check(plan: Plan) -> tuple[Sizes, list[str]]:
     if config.learn:
         _masked_layers_run(config)
     _prior(config.prior, sizes)
+    for name, learn in config.learn.items():
+        try:
+            sizes.layout(learn.settings.family)
+        except ValueError as error:
+            raise UserError(f"learn.{name}.settings.family: {error}") from error
     _disk(plan, sizes)
     _texts(plan, tokenizer)
     return sizes, warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from leap.bernoulli import BernoulliGate
-from leap.harden import Hardener, global_hardener
+from leap.gates import Matrix, PriorMask
 from leap.learner import MaskLearner, NonFiniteLossError
 from leap.loop import learn
 from pipeline.artifacts.store import StageDir
@@ -82,15 +82,15 @@ class _Worker:
         self.uri = job.stage.uri_of(FOLDER)
         self.sent: list[Any] = []
         resumed = self._resume()
-        prior, gate = PriorArtifact(job.prior.path()), BernoulliGate(self.settings)
+        prior, gate = PriorArtifact(job.prior.path()), self.settings.family.gate()
 
-        def initial(number: int, name: str) -> Tensor:
+        def initial(number: int, name: str, readers: Sequence[Matrix]) -> Tensor:
             if resumed:
                 return resumed.logits(name)
             seed = (job.own_seed * 1_000_003 + number) % 2**63
             device = torch.device("cuda" if job.learn.gpu else "cpu")
-            mask, score = (tensor.to(device) for tensor in prior.layer(name))
-            return gate.initial(mask, score, torch.Generator(device).manual_seed(seed))
+            priors = [PriorMask(m, *(tensor.to(device) for tensor in prior.layer(m.name))) for m in readers]
+            return gate.initial(name, priors, torch.Generator(device).manual_seed(seed))
 
         over_prior = self.settings.weights == "prior"
         self.zero = ZeroModel(job.model, job.learn, gate, initial, prior.new_weight if over_prior else None)
@@ -153,17 +153,12 @@ class _Worker:
         batches = max(1, self.job.learn.watch_rows // (size * self.zero.world))
         mine = range(self.rank * batches * size, (self.rank + 1) * batches * size, size)
         rows = [self._take(self.heldout, first, size) for first in mine]
-        losses = {s: self.learner.mask_losses(rows, step, self._hardener(s)) for s in self.job.sparsities}
+        losses = {s: self.learner.mask_losses(rows, step, self.learner.hardener(s)) for s in self.job.sparsities}
         if len(losses) == 1:
             return losses[self.job.sparsities[0]]
         modes = losses[self.job.sparsities[0]]
         means = {mode: sum(found[mode] for found in losses.values()) / len(losses) for mode in modes}
         return means | {f"{mode}-{s:g}": found[mode] for s, found in losses.items() for mode in modes}
-
-    def _hardener(self, sparsity: float) -> Hardener:
-        if self.settings.scope != "global":
-            return Hardener(sparsity, self.settings.scope)
-        return global_hardener(self.zero.local_logits, sparsity, self.zero.reduce)
 
     def _save(self, step: int) -> None:
         from pipeline.artifacts import logit_checkpoint

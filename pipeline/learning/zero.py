@@ -8,7 +8,7 @@ every gradient until the end of the step, 8 bytes a logit on top of what :mod:`l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,17 +20,17 @@ from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from leap.engine import MaskedWeights
-from leap.gates import Gate
+from leap.gates import Gate, Matrix
 from leap.hidden import with_hidden_states
-from leap.masked_linear import install_masks
+from leap.masked_linear import install_masks, logit_tensors, provide_logits
 from leap.optimisers import Updater
 from leap.surgery import decoder_blocks
 from pipeline.artifacts.logit_checkpoint import Checkpoint, bounds
 from pipeline.config import LearnConfig, ModelConfig
 from pipeline.model import loading
 
-#: Gives the first logits [out, in] of a layer by number and name.
-InitialLogits = Callable[[int, str], Tensor]
+#: Gives the first logits of a tensor by its number, its name and the matrices that read it.
+InitialLogits = Callable[[int, str, Sequence[Matrix]], Tensor]
 #: Gives the weights [out, in] that a layer's mask is learned over, by name and dense weights.
 NewWeight = Callable[[str, Tensor], Tensor]
 
@@ -63,8 +63,8 @@ class ZeroModel:
     """The partitioned model of one worker: a :class:`leap.engine.Engine`.
 
     Args:
-        initial: first logits; called on rank 0 for every layer.
-        new_weight: what masks are learned over, called likewise; None for the dense weights themselves.
+        initial: first logits; called on rank 0 for every tensor.
+        new_weight: what masks are learned over; called on rank 0 for every layer. None for the dense weights.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class ZeroModel:
         # Without the number type, on which DeepSpeed would insist for the logits, too.
         config = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
         self.engine, *_ = deepspeed.initialize(model=self.module, config=config)
-        for number, parameter in enumerate(self.logits):
+        for number, parameter in enumerate(self.logits.values()):
             parameter.register_post_accumulate_grad_hook(partial(self._take, number))
 
     @property
-    def logits(self) -> list[nn.Parameter]:
-        """The logit parameters in layer order, each partitioned."""
-        return [layer.logits for layer in self.layers.values()]
+    def logits(self) -> dict[str, nn.Parameter]:
+        """The logit tensors by name, in the order of the layout, each partitioned."""
+        return logit_tensors(self.layers)
 
     def forward(self, rows: Tensor) -> Tensor:
         """See :meth:`leap.engine.Engine.forward`."""
@@ -131,21 +131,21 @@ class ZeroModel:
         self._updater.take(number, self._local(_partitioned(parameter)), flat, first)
 
     def shapes(self) -> dict[str, list[int]]:
-        """Shape [out, in] of the logits of each layer."""
-        return {name: list(_partitioned(layer.logits).ds_shape) for name, layer in self.layers.items()}
+        """Shape of each logit tensor."""
+        return {name: list(shape) for name, shape in self.state.layout.shapes.items()}
 
-    def local_logits(self) -> Iterable[Tensor]:
-        """This worker's slice [n] of the flattened logits of each layer."""
-        return (self._local(_partitioned(parameter)) for parameter in self.logits)
+    def local_logits(self) -> Iterable[tuple[str, Tensor]]:
+        """This worker's slice [n] of each flattened logit tensor."""
+        return ((name, self._local(_partitioned(parameter))) for name, parameter in self.logits.items())
 
     def reduce(self, values: Tensor) -> Tensor:
         """See :meth:`leap.engine.Engine.reduce`."""
         return _total(values.to(self.engine.device)).cpu()
 
     def shard(self) -> dict[str, Tensor]:
-        """This worker's logits and optimiser state themselves, {layer}.{part} → flat slice."""
+        """This worker's logits and optimiser state themselves, {tensor}.{part} → flat slice."""
         parts = {}
-        for number, (name, logits) in enumerate(zip(self.layers, self.local_logits(), strict=True)):
+        for number, (name, logits) in enumerate(self.local_logits()):
             for part, tensor in {"logits": logits, **self._updater.state(number, logits)}.items():
                 parts[f"{name}.{part}"] = tensor
         return parts
@@ -159,7 +159,7 @@ class ZeroModel:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Set the optimiser's state; the logits were given to the constructor."""
         self._updater.shared.moments = {layer: (m, v) for layer, m, v in checkpoint.facts["shared_moments"]}
-        for number, (name, logits) in enumerate(zip(self.layers, self.local_logits(), strict=True)):
+        for number, (name, logits) in enumerate(self.local_logits()):
             for part, tensor in self._updater.state(number, logits).items():
                 tensor.copy_(checkpoint.shard(name, part, self.rank, self.world))
 
@@ -172,18 +172,22 @@ class ZeroModel:
         self, config: dict[str, Any], initial: InitialLogits, new_weight: NewWeight | None
     ) -> MaskedWeights:
         numel, norm = 0, 0.0
-        for number, (name, layer) in enumerate(self.layers.items()):
-            with deepspeed.zero.GatheredParameters([layer.weight]):
-                shape = layer.weight.shape
-                if new_weight is not None:
+        new_weights = {}
+        for name, layer in self.layers.items():
+            if new_weight is not None:
+                with deepspeed.zero.GatheredParameters([layer.weight]):
                     values = partial(new_weight, name, layer.weight)
-                    layer.new_weight = _partition(shape, layer.weight.dtype, config, values)
-                    layer.new_weight.requires_grad_(False)
-            with deepspeed.zero.GatheredParameters([layer.masked_weight]):
-                norm += float(torch.linalg.vector_norm(layer.masked_weight.detach().float()))
-                numel += layer.masked_weight.numel()
-            logits = _partition(shape, self._updater.optimiser.dtype, config, partial(initial, number, name))
-            layer.provide(logits, layer.new_weight)
+                    over = _partition(layer.weight.shape, layer.weight.dtype, config, values)
+                new_weights[name] = over.requires_grad_(False)
+            masked = new_weights.get(name, layer.weight)
+            with deepspeed.zero.GatheredParameters([masked]):
+                norm += float(torch.linalg.vector_norm(masked.detach().float()))
+                numel += masked.numel()
+        layout, dtype = self.state.layout, self._updater.optimiser.dtype
+        logits = {}
+        for number, (name, shape) in enumerate(layout.shapes.items()):
+            logits[name] = _partition(shape, dtype, config, partial(initial, number, name, layout.readers[name]))
+        provide_logits(self.layers, logits, new_weights)
         return MaskedWeights(numel, norm)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from leap.families import MaskFamily
+from leap.gates import Layout, Matrix
 from leap.surgery import BlockWeights, block_weights, decoder_blocks, prunable_linears
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -27,12 +29,10 @@ class Sizes:
     """A pruned model with its mask file."""
     scores: int
     """Scores and mask of one layer-wise method."""
-    logits: int
-    """A checkpoint of logits and Adam's moments."""
     largest: int
     """Parameters of the largest module that ZeRO-3 brings together at once."""
-    largest_masked: int
-    """Weights of the largest layer that is masked."""
+    matrices: tuple[Matrix, ...]
+    """What is masked."""
     wires: int
     """Σ in + out over the prunable layers: numbers a token between them."""
     blocks: int
@@ -49,6 +49,14 @@ class Sizes:
     columns: frozenset[int]
     """Numbers of inputs that prunable layers have."""
 
+    def layout(self, family: MaskFamily) -> Layout:
+        """The logits of a family's masks.
+
+        Raises:
+            ValueError: it has no mask for one of the matrices.
+        """
+        return Layout.of(family.gate(), self.matrices)
+
 
 def measure(config: RunConfig) -> Sizes:
     """Build the model without memory for its weights and count.
@@ -58,9 +66,10 @@ def measure(config: RunConfig) -> Sizes:
     """
     model = loading.meta_model(config.model)
     try:
-        masked, weights = list(prunable_linears(model).values()), block_weights(model)
+        linears, weights = prunable_linears(model), block_weights(model)
     except ValueError as error:
         raise UserError(f"model.source: {config.model.source}: {' '.join(str(error).split())[:300]}") from error
+    masked = list(linears.values())
     width = getattr(torch, config.model.dtype).itemsize
     parameters = sum(p.numel() for p in model.parameters())
     prunable = weights.prunable
@@ -72,9 +81,10 @@ def measure(config: RunConfig) -> Sizes:
         linear=sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)),
         export=parameters * width + prunable // 8,
         scores=prunable * 2 + prunable // 8,
-        logits=prunable * 12,
         largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
-        largest_masked=max(linear.weight.numel() for linear in masked),
+        matrices=tuple(
+            Matrix(number, name, linear.weight.shape) for number, (name, linear) in enumerate(linears.items())
+        ),
         wires=sum(linear.in_features + linear.out_features for linear in masked),
         blocks=blocks,
         states=blocks * text.hidden_size,

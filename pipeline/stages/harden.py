@@ -69,7 +69,7 @@ class Harden(Stage[Exported]):
             "method": self.method,
             "sparsity": self.sparsity,
             "scope": self.source.scope,
-            "pattern": "unstructured",
+            "pattern": self.source.pattern,
         }
         with self.directory.work() as (directory, facts):
             pruned, changed = self.source.pruned(prunable_linears(loaded), self.sparsity)

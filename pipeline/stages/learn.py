@@ -80,7 +80,11 @@ class Learn(MaskSource[Checkpoint]):
 
     @property
     def scope(self) -> str:
-        return self.config.settings.scope
+        return self.config.settings.family.scope_name
+
+    @property
+    def pattern(self) -> str:
+        return self.config.settings.family.pattern_name
 
     @property
     def learned(self) -> Learn:
@@ -105,7 +109,8 @@ class Learn(MaskSource[Checkpoint]):
         length = self.calibration.data.context_length
         return Cost(
             seconds=learn_seconds(self.config, length, sizes, machine.cpu),
-            disk=3.0 * sizes.logits,  # two checkpoints that are kept and the one being written
+            # Two checkpoints that are kept and the one being written, of fp32 logits and at most Adam's fp32 moments.
+            disk=3.0 * 12 * sizes.layout(self.config.settings.family).numel,
             memory=worker_memory(self.config, self.model.config.dtype, length, sizes),
         )
 
@@ -168,11 +173,11 @@ class Learn(MaskSource[Checkpoint]):
         return history
 
     def pruned(self, linears: dict[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:
-        masks = learned_masks(self.read(), list(linears), sparsity, self.config.settings.scope)
+        masks = learned_masks(self.read(), linears, sparsity, self.config.settings.family)
         if self.config.settings.weights != "prior":
-            return (lambda number, name: (masks(number, name), None)), False
+            return (lambda _, name: (masks(name), None)), False
         prior = self.prior.read()
-        return (lambda number, name: (masks(number, name), prior.new_weight(name, linears[name].weight))), True
+        return (lambda _, name: (masks(name), prior.new_weight(name, linears[name].weight))), True
 
     def seconds(self) -> float:
         # Its steps: what a restart or the start-up of workers took does not count.
@@ -207,6 +212,9 @@ def worker_memory(learn: LearnConfig, dtype: Dtype, context_length: int, sizes: 
     settings, optimiser = learn.settings, logit_optimiser(learn.settings)
     width, logit = getattr(torch, dtype).itemsize, optimiser.dtype.itemsize
     state = sum(dtype.itemsize for dtype, _ in optimiser.parts.values())
+    layout = sizes.layout(settings.family)
+    # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
+    largest = max(2 * (m.shape.numel() * width + layout.logits_of(m) * logit) for m in layout.matrices)
     frozen = sizes.parameters + (sizes.prunable if settings.weights == "prior" else 0)
     accumulated = logit if settings.microbatches > learn.workers or settings.clip else 0
     tokens = settings.microbatch_rows * context_length
@@ -219,10 +227,9 @@ def worker_memory(learn: LearnConfig, dtype: Dtype, context_length: int, sizes: 
     copies = 3 if settings.distillation else 2
     return {
         f"weights, {dtype}, frozen": frozen * width / learn.workers,
-        f"mask logits and {settings.optimiser}": sizes.prunable * (logit + state) / learn.workers,
-        "gradient held to the end of a step": sizes.prunable * accumulated / learn.workers,
-        # Of a masked layer the weight, the weight under the mask, the logits and their gradient.
-        "largest layer, gathered": float(max(sizes.largest * width, sizes.largest_masked * 2 * (width + logit))),
+        f"mask logits and {settings.optimiser}": layout.numel * (logit + state) / learn.workers,
+        "gradient held to the end of a step": layout.numel * accumulated / learn.workers,
+        "largest layer, gathered": float(max(sizes.largest * width, largest)),
         "activations of a micro-batch": float(blocks),
         "output of a micro-batch": float(width * copies * tokens * sizes.vocabulary),
     }

@@ -53,6 +53,10 @@ class Prior(MaskSource[PriorArtifact]):
     def scope(self) -> str:
         return self.config.scope_name(self.method, self.compared)
 
+    @property
+    def pattern(self) -> str:
+        return self.config.pattern_name
+
     def inputs(self) -> list[object]:
         config = self.config
         rows = [self.calibration.key, config.rows, config.batch_rows, self.seed]

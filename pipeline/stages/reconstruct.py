@@ -49,6 +49,10 @@ class Reconstruct(MaskSource[PriorArtifact]):
         return self.learned_by.scope
 
     @property
+    def pattern(self) -> str:
+        return self.learned_by.pattern
+
+    @property
     def learned(self) -> Learn:
         return self.learned_by
 
@@ -64,20 +68,19 @@ class Reconstruct(MaskSource[PriorArtifact]):
         """Write masks and new weights, one file per decoder block."""
         config, model = self.config, self.model.config
         loaded = blockwise.load(model)
-        names = list(prunable_linears(loaded))
-        scope = self.learned_by.config.settings.scope
-        masks = learned_masks(self.learned_by.read(), names, self.sparsity, scope)
+        family = self.learned_by.config.settings.family
+        masks = learned_masks(self.learned_by.read(), prunable_linears(loaded), self.sparsity, family)
         with self.directory.work() as (directory, facts):
             results = reconstruct_sweep(
                 loaded,
                 blockwise.rows_of(self.calibration, config, self.seed),
-                lambda name: masks(names.index(name), name),
+                masks,
                 batch_rows=config.batch_rows,
                 device=blockwise.device(),
                 spill_dir=blockwise.spill_dir(config),
             )
             artifact.write(directory, loaded, True, blockwise.block_by_block(loaded, model, results))
-            facts |= {"sparsity": self.sparsity, "scope": scope, "changes_weights": True}
+            facts |= {"sparsity": self.sparsity, "scope": self.scope, "changes_weights": True}
 
     def read(self) -> PriorArtifact:
         return PriorArtifact(self.directory.path())

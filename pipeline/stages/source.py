@@ -28,6 +28,11 @@ class MaskSource(Stage[Result]):
         """Within what the sparsity is exact: ``global``, ``layer``, ``row``, ``block`` or a pattern as ``2:4``."""
 
     @property
+    @abstractmethod
+    def pattern(self) -> str:
+        """What is removed, for the mask file: ``unstructured``, ``2:4``, say."""
+
+    @property
     def learned(self) -> Learn | None:
         """The learning run that the mask comes from, if it was learned."""
         return None

@@ -3,8 +3,8 @@
 why: how fast the gates close
 trials: 24
 parameters:
-  temperature.end: {low: 0.02, high: 0.5, log: true}
-  temperature.shape: [linear, exponential, cosine]
+  family.temperature.end: {low: 0.02, high: 0.5, log: true}
+  family.temperature.shape: [linear, exponential, cosine]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.tuning.domains import Choice, Domain, Span
 DIRECTORY = Path(__file__).resolve().parents[2] / "tune_spaces"
 
 #: Fields that make a trial longer, or that say what is asked of it: not a matter of finding better ones.
-_FIXED = {"steps", "batch_rows", "microbatch_rows", "scope", "seed"}
+_FIXED = {"steps", "batch_rows", "microbatch_rows", "family.kind", "family.scope", "seed"}
 
 
 class _File(BaseModel):
@@ -94,8 +94,9 @@ def load(name: str, config: RunConfig, learn: str) -> Space:
         if key in _FIXED:
             raise UserError(f"{where}: belongs to what is asked of every trial; set it in the recipe")
         domains[key] = _domain(where, key, given, config, learn)
-        published[key] = get(LearnSettings.published(), key)
-        current[key] = get(config.learn[learn].settings, key)
+        settings = config.learn[learn].settings
+        published[key] = get(LearnSettings.published(settings.family.kind), key)
+        current[key] = get(settings, key)
         if published[key] not in domains[key]:
             raise UserError(f"{where}: the published value {published[key]} is not within {domains[key]}")
         try:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leap.bernoulli import BernoulliGate
-from leap.gates import Draw
+from leap.gates import Draw, Gate, Matrix, PriorMask
 from leap.settings import LearnSettings
 
 OUT, IN = 60, 70
@@ -21,8 +20,19 @@ def prior(density: float = 0.3) -> tuple[Tensor, Tensor]:
 
 
 def initial(keep: Tensor, score: Tensor, **changes) -> Tensor:
-    gate = BernoulliGate(LearnSettings.published(**changes))
-    return gate.initial(keep, score, torch.Generator().manual_seed(9))
+    return start(gate(**changes), keep, score, torch.Generator().manual_seed(9))
+
+
+def gate(**changes) -> Gate:
+    return LearnSettings.published().with_family(**changes).family.gate()
+
+
+def matrix(number: int, like: Tensor) -> Matrix:
+    return Matrix(number, "a", like.shape)
+
+
+def start(gate: Gate, keep: Tensor, score: Tensor, generator: torch.Generator) -> Tensor:
+    return gate.initial("a", [PriorMask(matrix(0, keep), keep, score)], generator)
 
 
 def noise(std: float = 0.014) -> Tensor:
@@ -47,7 +57,7 @@ def test_the_gaussian_has_the_asked_spread():
 def test_graded_by_rank_order_follows_the_score_and_the_mean_distance_stays(dtype):
     keep, score = prior()
     score = score.to(dtype)
-    distance = (initial(keep, score, prior_grading="rank") - noise()).double()
+    distance = (initial(keep, score, grading="rank") - noise()).double()
     assert torch.equal(distance > 0, keep)
     for part in (keep, ~keep):
         assert float(distance[part].abs().mean()) == pytest.approx(0.042, rel=1e-4)
@@ -69,57 +79,55 @@ def test_graded_by_rank_order_follows_the_score_and_the_mean_distance_stays(dtyp
 def test_a_prior_that_keeps_all_or_nothing(kept, grading):
     score = prior()[1]
     keep = torch.full((OUT, IN), bool(kept))
-    logits = initial(keep, score, prior_grading=grading) - noise()
+    logits = initial(keep, score, grading=grading) - noise()
     assert float(logits.mean()) == pytest.approx(0.042 if kept else -0.042, rel=1e-4)
 
 
 def test_scores_that_are_infinite_or_equal_rank_without_nan():
     keep, score = prior()
     score = torch.where(keep, torch.inf, 0.0)
-    distance = initial(keep, score, prior_grading="rank") - noise()
+    distance = initial(keep, score, grading="rank") - noise()
     assert torch.equal(distance > 0, keep)
     assert torch.isfinite(distance).all()
 
 
 def test_mean_is_the_probability_of_an_open_gate():
-    gate = BernoulliGate(LearnSettings.published())
-    logits = torch.tensor([-0.1, 0.0, 0.02])
+    ours, logits = gate(), torch.tensor([-0.1, 0.0, 0.02])
     draw = Draw(scale=50.0, temperature=0.5, noise=True, seed=0, index=0)
-    torch.testing.assert_close(gate.mean(torch.ones_like(logits), logits, draw), torch.sigmoid(50 * logits))
+    mean = ours.mean(torch.ones_like(logits), [logits], matrix(0, logits), draw)
+    torch.testing.assert_close(mean, torch.sigmoid(50 * logits))
     # Measured: the share of samples with M > ½.
     many = logits.repeat_interleave(200_000)
     out = torch.empty_like(many)
-    gate.apply(torch.ones_like(many), many, 0, draw, out)
+    ours.apply(torch.ones_like(many), [many], matrix(0, many), draw, out)
     opened = (out > 0.5).float().view(3, -1).mean(1)
     torch.testing.assert_close(opened, torch.sigmoid(50 * logits), rtol=0, atol=0.005)
 
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_offset_is_taken_from_bfloat16_logits_before_they_are_rounded(noise):
-    gate, weight = (
-        BernoulliGate(LearnSettings.published()),
-        torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2)),
-    )
+    ours, weight = gate(), torch.rand(OUT, IN, generator=torch.Generator().manual_seed(2))
+    two = matrix(2, weight)
     logits = prior()[1].to(torch.bfloat16)
     draw = Draw(scale=3.0, temperature=0.5, noise=noise, seed=0, index=4, offset=1.001)
     apart = logits.float() - 1.001
     plain = replace(draw, offset=0.0)
     out, expected, stats_grad = torch.empty_like(weight), torch.empty_like(weight), torch.tensor([0.1, 0.2, 0.3])
-    assert torch.equal(gate.apply(weight, logits, 2, draw, out), gate.apply(weight, apart, 2, plain, expected))
+    assert torch.equal(ours.apply(weight, [logits], two, draw, out), ours.apply(weight, [apart], two, plain, expected))
     assert torch.equal(out, expected)
     ones = torch.ones_like(logits)
-    assert torch.equal(gate.mean(ones, logits, draw), gate.mean(ones, apart, plain))
-    grad = gate.backward(out.clone(), weight, logits, stats_grad, 2, draw)
+    assert torch.equal(ours.mean(ones, [logits], two, draw), ours.mean(ones, [apart], two, plain))
+    (grad,) = ours.backward(out.clone(), weight, [logits], stats_grad, two, draw)
     assert grad.dtype == torch.bfloat16
-    assert torch.equal(grad, gate.backward(out, weight, apart, stats_grad, 2, plain).bfloat16())
+    assert torch.equal(grad, ours.backward(out, weight, [apart], stats_grad, two, plain)[0].bfloat16())
 
 
 def test_the_default_number_type_changes_nothing():
     keep, score = prior()
-    expected = initial(keep, score, prior_grading="rank")
+    expected = initial(keep, score, grading="rank")
     torch.set_default_dtype(torch.bfloat16)
     try:
-        logits = initial(keep, score, prior_grading="rank")
+        logits = initial(keep, score, grading="rank")
     finally:
         torch.set_default_dtype(torch.float32)
     assert logits.dtype == torch.float32
@@ -131,11 +139,11 @@ def test_the_default_number_type_changes_nothing():
 def test_a_gpu_draws_other_gaussians_and_gives_the_same_ranks():
     keep, score = (torch.rand(4096, 14336, device="cuda") for _ in "ks")
     keep = keep > 0.5
-    gate = BernoulliGate(LearnSettings.published(prior_grading="rank", init_std=0.02))
-    logits = gate.initial(keep, score, torch.Generator("cuda").manual_seed(1))
-    assert torch.equal(logits, gate.initial(keep, score, torch.Generator("cuda").manual_seed(1)))
-    distance = gate.initial(keep[:64].cpu(), score[:64].cpu(), torch.Generator().manual_seed(1))
-    again = gate.initial(keep[:64], score[:64], torch.Generator().manual_seed(1))
+    ours = gate(grading="rank", init_std=0.02)
+    logits = start(ours, keep, score, torch.Generator("cuda").manual_seed(1))
+    assert torch.equal(logits, start(ours, keep, score, torch.Generator("cuda").manual_seed(1)))
+    distance = start(ours, keep[:64].cpu(), score[:64].cpu(), torch.Generator().manual_seed(1))
+    again = start(ours, keep[:64], score[:64], torch.Generator().manual_seed(1))
     torch.testing.assert_close(again.cpu(), distance, rtol=1e-6, atol=1e-8)
     assert float(logits[keep].mean()) == pytest.approx(0.06, rel=1e-2)
     assert float(logits[~keep].mean()) == pytest.approx(-0.06, rel=1e-2)

@@ -25,13 +25,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from leap.bernoulli import BernoulliGate
 from leap.engine import LocalEngine
 from leap.export import apply_masks, export, zeros
-from leap.harden import exact_hardener
+from leap.harden import ranked
 from leap.hidden import with_hidden_states
 from leap.learner import MaskLearner
-from leap.masked_linear import install_masks, masks_installed
+from leap.masked_linear import install_masks, logit_tensors, masks_installed
 from leap.packed import MaskFile
 from leap.settings import LearnSettings
 from leap.surgery import decoder_blocks, prunable_linears
@@ -92,11 +91,11 @@ def output(model: nn.Module):
 
 def install(model: nn.Module):
     """Masks with random logits, the shared state set up for exact hard masks."""
-    state, layers = install_masks(model, BernoulliGate(LearnSettings.published()))
+    state, layers = install_masks(model, LearnSettings.published().family.gate())
     generator = torch.Generator().manual_seed(2)
     for layer in layers.values():
-        layer.logits = nn.Parameter(torch.randn(layer.weight.shape, generator=generator) * 0.02)
-    state.harden = exact_hardener(lambda: [layer.logits for layer in layers.values()], SPARSITY, "global")
+        layer.provide([nn.Parameter(torch.randn(layer.weight.shape, generator=generator) * 0.02)])
+    state.harden = ranked(lambda: logit_tensors(layers).values(), SPARSITY, "global")
     return state, layers
 
 
@@ -117,7 +116,7 @@ def test_the_linear_layers_of_the_blocks_are_masked_and_no_others(family):
     assert not torch.allclose(output(model), dense, atol=0.1), "or the masks do nothing"
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert set(after) - set(before) == {f"{name}.logits" for name in layers}
+    assert set(after) - set(before) == {f"{name}.logits_0" for name in layers}
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -142,9 +141,9 @@ def test_every_mask_learns_with_and_without_activation_checkpointing(family, hid
             for block in decoder_blocks(model)[1]:
                 block.training = True
         learner.loss(ROWS, 1, 0).backward()
-        grads.append([layer.logits.grad for layer in layers.values()])
-        for layer in layers.values():
-            layer.logits.grad = None
+        grads.append([logits.grad for logits in logit_tensors(layers).values()])
+        for logits in logit_tensors(layers).values():
+            logits.grad = None
     for plain, recomputed in zip(*grads, strict=True):
         assert plain.abs().max() > 0
         assert torch.equal(plain, recomputed)
@@ -171,13 +170,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     root, expected = tmp_path_factory.mktemp("exports"), {}
     for family in FAMILIES:
         model = build(family)
-        with masks_installed(model, BernoulliGate(LearnSettings.published())):
+        with masks_installed(model, LearnSettings.published().family.gate()):
             pass  # the model exported below has its own layers back
         masked = copy.deepcopy(model)
         state, layers = install(masked)
         state.mode = "hard"
         expected[family] = output(masked)
-        masks = [state.harden.mask(number, layer.logits) for number, layer in enumerate(layers.values())]
+        masks = [state.harden.mask(layer.matrix, layer.logits) for layer in layers.values()]
         export(model, None, lambda number, _, masks=masks: (masks[number], None), root / family, {"family": family})
     directories = [str(root / family) for family in FAMILIES]
     found = root / "found.safetensors"
@@ -257,5 +256,5 @@ def test_a_model_without_linear_layers_in_its_blocks_is_refused():
 
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=8))
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no stack of decoder blocks"):
-        install_masks(model, BernoulliGate(LearnSettings.published()))
+        install_masks(model, LearnSettings.published().family.gate())
     assert all(p.requires_grad for p in model.parameters())

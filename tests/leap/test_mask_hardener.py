@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leap.harden import Hardener, exact_hardener, global_hardener
+from leap.gates import Matrix
+from leap.harden import RankHardener, ranked
 
 SHAPES = [(7, 11), (1, 5), (16, 9), (3, 3)]
 SPARSITIES = [0.0, 0.01, 0.3, 0.5, 0.77, 0.999]
@@ -23,8 +24,12 @@ def logits(tied: bool = False, seed: int = 0) -> list[Tensor]:
 
 
 def masks(tensors: list[Tensor], sparsity: float, scope: str) -> list[Tensor]:
-    hardener = exact_hardener(lambda: tensors, sparsity, scope)
-    return [hardener.mask(number, tensor) for number, tensor in enumerate(tensors)]
+    hardener = ranked(lambda: tensors, sparsity, scope)
+    return [mask(hardener, number, tensor) for number, tensor in enumerate(tensors)]
+
+
+def mask(hardener: RankHardener, number: int, tensor: Tensor) -> Tensor:
+    return hardener.mask(Matrix(number, str(number), tensor.shape), [tensor])
 
 
 def units(keep: list[Tensor], scope: str) -> list[Tensor]:
@@ -71,8 +76,8 @@ def test_all_logits_equal(scope):
 
 def test_nothing_is_pruned_at_sparsity_zero():
     tensors = [torch.tensor([[-math.inf, 1.0], [0.0, -math.inf]])]
-    for hardener in (exact_hardener(lambda: tensors, 0.0, "global"), global_hardener(lambda: tensors, 0.0)):
-        assert hardener.mask(0, tensors[0]).all()
+    for exact in (True, False):
+        assert mask(ranked(lambda: tensors, 0.0, "global", exact=exact), 0, tensors[0]).all()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -90,7 +95,7 @@ def test_shards_give_the_same_global_mask(world):
             barrier.wait()
             return result
 
-        results[rank] = global_hardener(lambda: (t[rank::world] for t in flat), 0.6, total)
+        results[rank] = ranked(lambda: (t[rank::world] for t in flat), 0.6, "global", total, exact=False)
 
     threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -98,13 +103,14 @@ def test_shards_give_the_same_global_mask(world):
     for thread in threads:
         thread.join()
     assert all(r == results[0] for r in results)
-    for number, (tensor, mask) in enumerate(zip(tensors, expected, strict=True)):
-        assert torch.equal(results[0].mask(number, tensor), mask)
+    for number, (tensor, whole) in enumerate(zip(tensors, expected, strict=True)):
+        assert torch.equal(mask(results[0], number, tensor), whole)
 
 
 def test_without_tie_breaking_all_ties_go():
     tensors = [torch.tensor([[1.0, 2.0, 2.0, 2.0, 3.0]])]
-    assert global_hardener(lambda: tensors, 0.4).mask(0, tensors[0]).tolist() == [[False, False, False, False, True]]
+    roughly = ranked(lambda: tensors, 0.4, "global", exact=False)
+    assert mask(roughly, 0, tensors[0]).tolist() == [[False, False, False, False, True]]
     assert masks(tensors, 0.4, "global")[0].tolist() == [[False, True, True, False, True]]
 
 
@@ -112,7 +118,7 @@ def test_without_tie_breaking_all_ties_go():
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, math.nan])
 def test_a_sparsity_out_of_range(sparsity, scope):
     with pytest.raises(ValueError, match="sparsity must lie in"):
-        Hardener(sparsity, scope)
+        RankHardener(sparsity, scope)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer", "row"])
@@ -124,5 +130,4 @@ def test_nan_is_an_error(scope):
 def test_parameters_may_be_passed_as_they_are():
     parameter = torch.nn.Parameter(logits()[0])
     for scope in ("global", "layer", "row"):
-        mask = masks([parameter], 0.5, scope)[0]
-        assert not mask.requires_grad
+        assert not masks([parameter], 0.5, scope)[0].requires_grad

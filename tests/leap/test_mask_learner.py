@@ -13,11 +13,11 @@ from leap_kernels import logistic_noise
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from leap.bernoulli import BernoulliGate
 from leap.engine import LocalEngine
-from leap.harden import Hardener, global_hardener
+from leap.gates import PriorMask
+from leap.harden import RankHardener, ranked
 from leap.learner import MaskLearner, NonFiniteLossError
-from leap.masked_linear import install_masks
+from leap.masked_linear import install_masks, logit_tensors
 from leap.settings import DensityControl, LearnSettings
 from leap.surgery import NotRunError
 
@@ -58,16 +58,17 @@ class Toy(nn.Module):
 def make(settings: LearnSettings = SETTINGS, density: float = 0.4, hidden_forward=None, reduce=None, world=1):
     """(learner, masked toy model, its logits); ``reduce`` stands for the sum over ``world`` processes."""
     model = Toy()
-    gate = BernoulliGate(settings)
+    gate = settings.family.gate()
     state, layers = install_masks(model, gate)
     for number, layer in enumerate(layers.values()):
         generator = torch.Generator().manual_seed(number)
         keep = torch.rand(layer.weight.shape, generator=generator) < density
-        layer.logits = nn.Parameter(gate.initial(keep, keep.float(), generator))
+        priors = [PriorMask(layer.matrix, keep, keep.float())]
+        layer.provide([nn.Parameter(gate.initial(layer.matrix.name, priors, generator))])
     engine = LocalEngine(model, state, layers, model_hidden_forward=hidden_forward)
     engine.world, engine.reduce = world, reduce or engine.reduce
     learner = MaskLearner(engine, settings, [density])
-    return learner, model, [layer.logits for layer in layers.values()]
+    return learner, model, list(logit_tensors(layers).values())
 
 
 def by_formula(settings: LearnSettings, multiplier: float, step: int, microbatch: int, density: float = 0.4):
@@ -80,12 +81,12 @@ def by_formula(settings: LearnSettings, multiplier: float, step: int, microbatch
     numel, leaves, weights = 0, [], {}
     for number, name in enumerate(("blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down")):
         weight = model.get_submodule(name).weight.detach()
-        logits = masked.get_submodule(name).logits.detach().double().requires_grad_()
+        logits = masked.get_submodule(name).logits_0.detach().double().requires_grad_()
         leaves.append(logits)
         g = logistic_noise(
             weight.numel(), seed=17, layer=number, step=step * 4 + microbatch, dtype=torch.float64
         ).view_as(weight)
-        mask = torch.sigmoid((kappa * logits + (g if settings.noise else 0)) / tau)
+        mask = torch.sigmoid((kappa * logits + (g if settings.family.noise else 0)) / tau)
         weights[f"{name}.weight"] = mask * weight
         sampled, expected = sampled + mask.sum(), expected + torch.sigmoid(kappa * logits).sum()
         norm, dense_norm = norm + (mask * weight).norm(), dense_norm + weight.norm()
@@ -96,7 +97,7 @@ def by_formula(settings: LearnSettings, multiplier: float, step: int, microbatch
         "lm_loss": F.cross_entropy(out[:, :-1].flatten(0, 1), rows[:, 1:].flatten()),
         "density": sampled / numel,
         # A gate without noise is no sample: it is its own expectation.
-        "expected_density": (expected if settings.noise else sampled) / numel,
+        "expected_density": (expected if settings.family.noise else sampled) / numel,
         "norm": norm / dense_norm,
         "divergence": (teacher.softmax(-1) * (teacher.log_softmax(-1) - out.log_softmax(-1))).sum(-1).mean(),
     }
@@ -119,7 +120,7 @@ def by_formula(settings: LearnSettings, multiplier: float, step: int, microbatch
     "changes",
     [
         {},
-        {"noise": False},
+        {"family": replace(SETTINGS.family, noise=False)},
         {"distillation": 0.3},
         {"distillation": 1.0, "weight_reward": 0.0},
         {"density": DensityControl(of="expected")},
@@ -339,7 +340,7 @@ def test_the_trajectory_does_not_depend_on_the_number_of_workers():
 
 
 def test_without_noise_neither_does_it_depend_on_the_size_of_a_microbatch():
-    settings = replace(SETTINGS, density=LAGRANGIAN, noise=False)
+    settings = replace(SETTINGS, density=LAGRANGIAN).with_family(noise=False)
     ((singles, one),) = Workers(1).run(settings, steps=8)
     ((pairs, two),) = Workers(1).run(replace(settings, microbatch_rows=2), steps=8)
     for a, b in zip(singles, pairs, strict=True):
@@ -350,7 +351,7 @@ def test_without_noise_neither_does_it_depend_on_the_size_of_a_microbatch():
 
 def test_losses_with_the_sampled_the_mean_and_the_hard_mask():
     learner, model, logits = make(reduce=lambda values: values * 2)
-    hardener = Hardener(0.5, "layer")
+    hardener = RankHardener(0.5, "layer")
     batches = [ROWS[:2], ROWS[2:]]
     losses = learner.mask_losses(batches, 5, hardener)
     assert list(losses) == ["sampled", "mean", "hard"]
@@ -360,7 +361,7 @@ def test_losses_with_the_sampled_the_mean_and_the_hard_mask():
         masks[name] = {
             "sampled": torch.sigmoid((draw.scale * p + g) / draw.temperature),
             "mean": torch.sigmoid(draw.scale * p),
-            "hard": hardener.mask(number, p).float(),
+            "hard": hardener.mask(learner.engine.state.layout.matrices[number], [p]).float(),
         }
     for mode, loss in losses.items():
         dense = Toy()
@@ -382,9 +383,9 @@ def make_nested(settings: LearnSettings):
     learner.densities, learner.multipliers = DENSITIES, [0.3, -0.2, 1.1]
     passes = []
 
-    def local_logits() -> list[Tensor]:
+    def local_logits() -> list[tuple[str, Tensor]]:
         passes.append(None)
-        return logits
+        return list(zip(learner.engine.state.layout.shapes, logits, strict=True))
 
     learner.engine.local_logits = local_logits
     return learner, logits, passes
@@ -405,7 +406,7 @@ def test_of_several_densities_every_so_many_steps_train_each_once():
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_a_nested_step_is_the_step_of_its_density_on_logits_above_the_cut(noise):
-    settings = replace(SETTINGS, noise=noise, density=LAGRANGIAN, distillation=0.5)
+    settings = replace(SETTINGS, density=LAGRANGIAN, distillation=0.5).with_family(noise=noise)
     for step in range(3):
         learner, logits, passes = make_nested(settings)
         target = learner.target(step)
@@ -437,12 +438,12 @@ def test_a_nested_step_is_the_step_of_its_density_on_logits_above_the_cut(noise)
 
 
 def test_the_masks_that_a_nested_run_is_watched_with_open_at_the_cut_of_their_hardener():
-    learner, logits, _ = make_nested(replace(SETTINGS, noise=False))
-    hardener = global_hardener(lambda: logits, 0.8)
+    learner, logits, _ = make_nested(SETTINGS.with_family(noise=False))
+    hardener = learner.hardener(0.8)
     losses = learner.mask_losses([ROWS], 5, hardener)
-    alone, _, shifted = make(replace(SETTINGS, noise=False), density=0.2)
+    alone, _, shifted = make(SETTINGS.with_family(noise=False), density=0.2)
     with torch.no_grad():
         for ours, theirs in zip(shifted, logits, strict=True):
-            ours.copy_(theirs - hardener.cut.value)
-    expected = alone.mask_losses([ROWS], 5, global_hardener(lambda: shifted, 0.8))
+            ours.copy_(theirs - hardener.offset)
+    expected = alone.mask_losses([ROWS], 5, ranked(lambda: shifted, 0.8, "global", exact=False))
     assert losses == pytest.approx(expected, rel=1e-6)

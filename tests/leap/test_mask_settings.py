@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
+from leap.families import Leap
 from leap.schedules import Schedule, warmup_then_cosine
 from leap.settings import DensityControl, LearnSettings
 
@@ -40,20 +41,16 @@ def test_learning_rate():
 
 def test_the_published_settings_are_those_of_the_paper():
     settings = LearnSettings.published()
-    assert (settings.steps, settings.batch_rows, settings.noise, settings.distillation) == (2000, 256, True, 0)
-    assert (settings.prior, settings.prior_grading, settings.matrix_rate) == ("wanda", "sign", 0)
+    family = settings.family
+    assert (settings.steps, settings.batch_rows, family.noise, settings.distillation) == (2000, 256, True, 0)
+    assert (settings.prior, family.grading, settings.matrix_rate) == ("wanda", "sign", 0)
     assert (settings.prior_scope, settings.clip) == ("row", 1)
-    assert (settings.scale.start, settings.scale.end) == (25, 350)
-    assert (settings.temperature.start, settings.temperature.end) == (4, 0.05)
+    assert (family.scale.start, family.scale.end) == (25, 350)
+    assert (family.temperature.start, family.temperature.end) == (4, 0.05)
     assert (settings.density.kind, settings.density.weight, settings.weight_reward) == ("penalty", 7, 10)
-    assert (settings.learning_rate, settings.betas, settings.init_std, settings.prior_strength) == (
-        1e-3,
-        (0.9, 0.95),
-        0.014,
-        3,
-    )
+    assert (settings.learning_rate, settings.betas, family.init_std, family.strength) == (1e-3, (0.9, 0.95), 0.014, 3)
     assert LearnSettings.published(batch_rows=12, microbatch_rows=3).microbatches == 4
-    assert LearnSettings.published(noise=False).noise is False
+    assert LearnSettings.published().with_family(noise=False).family == replace(family, noise=False)
 
 
 def test_the_published_settings_owe_nothing_to_the_defaults():
@@ -69,9 +66,10 @@ def test_the_published_settings_owe_nothing_to_the_defaults():
         "final_rate",
         "betas",
         "hidden_distillation",
-        "scope",
         "seed",
     }
+    same = {f.name for f in fields(Leap) if getattr(defaults.family, f.name) == getattr(published.family, f.name)}
+    assert same == {"kind", "scope"}
 
 
 @pytest.mark.parametrize(
@@ -103,13 +101,13 @@ def test_steps_follow_from_rows_and_their_size_from_the_model(rows, weights, ste
         (lambda: LearnSettings(batch_rows=5, microbatch_rows=2), "batch_rows 5 is not a multiple of microbatch_rows 2"),
         (lambda: LearnSettings(steps=1 << 31, batch_rows=4), "exceed the noise's 2\\*\\*32 draws"),
         (lambda: LearnSettings(prior="wandda"), "prior must be one of magnitude, .*, optima, not 'wandda'"),
-        (lambda: LearnSettings(prior_grading="linear"), "prior_grading must be one of sign, rank, not 'linear'"),
-        (lambda: LearnSettings(scope="column"), "scope must be one of global, layer, row, not 'column'"),
-        (lambda: LearnSettings(prior_strength=-1), "prior_strength must be finite and not negative, not -1"),
+        (lambda: Leap(grading="linear"), "grading must be one of sign, rank, not 'linear'"),
+        (lambda: Leap(scope="column"), "scope must be one of global, layer, row, not 'column'"),
+        (lambda: Leap(strength=-1), "strength must be finite and not negative, not -1"),
         (lambda: LearnSettings(weight_reward=math.inf), "weight_reward must be finite and not negative"),
         (lambda: LearnSettings(warmup_steps=-1), "warmup_steps must be finite and not negative"),
         (lambda: LearnSettings(matrix_rate=-0.1), "matrix_rate must be finite and not negative, not -0.1"),
-        (lambda: LearnSettings(init_std=0), "init_std must be positive and finite, not 0"),
+        (lambda: Leap(init_std=0), "init_std must be positive and finite, not 0"),
         (lambda: LearnSettings(learning_rate=math.nan), "learning_rate must be positive and finite, not nan"),
         (lambda: LearnSettings(distillation=1.5), r"distillation must lie in \[0, 1\], not 1.5"),
         (lambda: LearnSettings(final_rate=-0.1), r"final_rate must lie in \[0, 1\], not -0.1"),
@@ -123,7 +121,8 @@ def test_a_wrong_value_is_named(build, message):
 
 
 def test_ends_of_the_ranges_are_allowed():
-    LearnSettings(distillation=1, final_rate=1, prior_strength=0, weight_reward=0, warmup_steps=0)
+    Leap(strength=0)
+    LearnSettings(distillation=1, final_rate=1, weight_reward=0, warmup_steps=0)
     LearnSettings(optimiser="adam", betas=(0, 0))
     LearnSettings(steps=1 << 24, batch_rows=256, seed=2**64 - 1)
     DensityControl(weight=0)

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from leap.bernoulli import BernoulliGate
-from leap.gates import Draw, GateState
-from leap.harden import Hardener
+from leap.gates import Draw, GateState, Layout, Matrix
+from leap.harden import RankHardener
 from leap.masked_linear import MaskedLinear, install_masks, masks_installed
 from leap.settings import LearnSettings
 
-GATE = BernoulliGate(LearnSettings.published())
+GATE = LearnSettings.published().family.gate()
 # Upstream gradients of the three sums, of the size they have in training and larger.
 STATS_GRAD = torch.tensor([0.7, -0.3, 1.1], dtype=torch.float64)
 
@@ -31,16 +30,17 @@ def layer(out_features: int, in_features: int, bias: bool = True, noise: bool = 
     with torch.no_grad():
         for parameter in linear.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    state = GateState(mode="sampled", draw=draw(noise), layers=1, collecting=True)
-    masked = MaskedLinear(linear.to(dtype).requires_grad_(False), 5, GATE, state)
-    masked.logits = nn.Parameter(torch.randn(out_features, in_features, generator=generator) * 0.03)
+    matrix = Matrix(5, "five", linear.weight.shape)
+    state = GateState(GATE, Layout.of(GATE, [matrix]), mode="sampled", draw=draw(noise), collecting=True)
+    masked = MaskedLinear(linear.to(dtype).requires_grad_(False), matrix, state)
+    masked.provide([nn.Parameter(torch.randn(out_features, in_features, generator=generator) * 0.03)])
     return masked, generator
 
 
 def by_formula(masked: MaskedLinear, x: Tensor, upstream: Tensor, d: Draw) -> tuple[Tensor, ...]:
     """(y, sums, dL/dx, dL/dP) in float64, with L = Σ upstream·y + STATS_GRAD·sums."""
     x = x.detach().double().requires_grad_()
-    logits = masked.logits.detach().double().requires_grad_()
+    logits = masked.logits_0.detach().double().requires_grad_()
     weight = masked.weight.detach().double()
     g: Tensor | float = 0.0
     if d.noise:
@@ -60,7 +60,7 @@ def run(masked: MaskedLinear, x: Tensor, upstream: Tensor) -> tuple[Tensor, ...]
     y = masked(x)
     (sums,) = masked.state.stats
     masked.state.stats.clear()
-    grads = torch.autograd.grad((y * upstream).sum() + (sums * STATS_GRAD).sum(), (x, masked.logits))
+    grads = torch.autograd.grad((y * upstream).sum() + (sums * STATS_GRAD).sum(), (x, masked.logits_0))
     return y.detach(), sums.detach(), *grads
 
 
@@ -81,12 +81,12 @@ def test_each_sum_alone_has_its_gradient(part):
     masked, generator = layer(9, 14)
     masked(torch.randn(2, 14, generator=generator))
     masked.state.stats.pop()[part].backward()
-    logits = masked.logits.detach().double().requires_grad_()
+    logits = masked.logits_0.detach().double().requires_grad_()
     g = logistic_noise(logits.numel(), seed=draw().seed, layer=5, step=11, dtype=torch.float64).view(logits.shape)
     mask = torch.sigmoid((60 * logits + g) / 0.7)
     sums = mask.sum(), (mask * masked.weight.double()).square().sum(), torch.sigmoid(60 * logits).sum()
     sums[part].backward()
-    torch.testing.assert_close(masked.logits.grad.double(), logits.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(masked.logits_0.grad.double(), logits.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_stays_within_its_rounding():
@@ -103,7 +103,7 @@ def test_bfloat16_stays_within_its_rounding():
 def test_no_gradient_for_an_input_that_wants_none():
     masked, generator = layer(6, 10)
     masked(torch.randn(3, 10, generator=generator)).sum().backward()
-    assert masked.logits.grad is not None
+    assert masked.logits_0.grad is not None
     assert masked.weight.grad is None
 
 
@@ -112,7 +112,7 @@ def test_an_empty_batch_as_an_expert_may_get():
     x = torch.empty(0, 10, requires_grad=True)
     masked(x).sum().backward()
     assert x.grad.shape == (0, 10)
-    assert not masked.logits.grad.any()
+    assert not masked.logits_0.grad.any()
 
 
 def test_only_the_input_and_the_parameters_are_saved_for_backward():
@@ -126,7 +126,7 @@ def test_only_the_input_and_the_parameters_are_saved_for_backward():
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         masked(x)
-    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in (x, masked.weight, masked.logits)}
+    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in (x, masked.weight, masked.logits_0)}
     assert len(saved) == 3
 
 
@@ -149,7 +149,7 @@ def test_the_draw_of_the_forward_pass_holds_in_backward():
     (sums,) = masked.state.stats
     masked.state.draw = draw(index=99)
     loss = (y * upstream).sum() + (sums * STATS_GRAD).sum()
-    assert torch.equal(torch.autograd.grad(loss, masked.logits)[0], expected)
+    assert torch.equal(torch.autograd.grad(loss, masked.logits_0)[0], expected)
 
 
 def test_checkpointing_gives_the_same_gradients_and_counts_each_layer_once():
@@ -163,7 +163,7 @@ def test_checkpointing_gives_the_same_gradients_and_counts_each_layer_once():
         masked.state.collecting = False
         (sums,) = masked.state.stats
         loss = hidden.square().sum() + (sums * STATS_GRAD).sum()
-        results.append((loss.detach(), *torch.autograd.grad(loss, (inputs, masked.logits))))
+        results.append((loss.detach(), *torch.autograd.grad(loss, (inputs, masked.logits_0))))
         assert len(masked.state.stats) == 1, "recomputing must not add to the sums"
         masked.state.stats.clear()
     for plain, recomputed in zip(*results, strict=True):
@@ -181,7 +181,7 @@ def test_second_derivatives_are_refused():
 def test_modes():
     masked, generator = layer(6, 10)
     x = torch.randn(3, 10, generator=generator)
-    state, weight, logits = masked.state, masked.weight, masked.logits.detach()
+    state, weight, logits = masked.state, masked.weight, masked.logits_0.detach()
 
     state.mode = "dense"
     assert torch.equal(masked(x), F.linear(x, weight, masked.bias))
@@ -191,7 +191,7 @@ def test_modes():
     state.draw = draw(noise=False)
     expected = F.linear(x, weight * torch.sigmoid(60 * logits / 0.7), masked.bias)
     torch.testing.assert_close(masked(x), expected)
-    state.mode, state.harden = "hard", Hardener(0.5, "row")
+    state.mode, state.harden = "hard", RankHardener(0.5, "row")
     keep = logits >= logits.sort(dim=1).values[:, 5:6]
     assert torch.equal(masked(x), F.linear(x, weight * keep, masked.bias))
 
@@ -214,9 +214,9 @@ def test_installing_freezes_and_takes_over_the_parameters():
     before = dict(model.named_parameters())
     state, layers = install_masks(model.eval(), GATE)
     assert list(layers) == ["blocks.0.0", "blocks.1.0"]
-    assert [m.layer for m in layers.values()] == [0, 1]
+    assert [m.matrix.number for m in layers.values()] == [0, 1]
     assert state.mode == "dense"
-    assert state.layers == 2
+    assert [(m.name, m.shape) for m in state.layout.matrices] == [(name, (4, 4)) for name in layers]
     assert not any(m.training for m in layers.values())
     after = dict(model.named_parameters())
     assert list(after) == list(before)

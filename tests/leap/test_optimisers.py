@@ -219,7 +219,7 @@ def test_a_matrix_moves_by_adam_on_the_sum_of_its_gradient_besides(name):
 @pytest.mark.parametrize("scope", ["layer", "row"])
 def test_where_the_scope_fixes_the_sparsity_of_a_matrix_it_does_not_move(scope):
     first, ended = torch.randn(500), []
-    for options in ({}, {"matrix_rate": 0.05, "scope": scope}):
+    for options in ({}, {"matrix_rate": 0.05, "family": replace(BASE.family, scope=scope)}):
         up, logits = updater("adam8bit", **options), first.clone()
         up.begin(0, 0.01, 0, 1)
         up.take(0, logits, torch.ones(500))

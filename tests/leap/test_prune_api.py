@@ -145,7 +145,7 @@ def test_density_is_held_within_a_percent_and_more_steps_do_not_hurt(density, tr
 
 @pytest.mark.parametrize("scope", ["layer", "row"])
 def test_sparsity_is_exact_within_the_asked_scope(scope, pattern_model, rows):
-    result = leap.prune(pattern_model, rows, sparsity=0.3, settings=replace(SHORT, scope=scope))
+    result = leap.prune(pattern_model, rows, sparsity=0.3, settings=SHORT.with_family(scope=scope))
     for name, linear in prunable_linears(pattern_model).items():
         mask = result.mask(name)
         units = mask if scope == "row" else mask.reshape(1, -1)
@@ -156,7 +156,8 @@ def test_sparsity_is_exact_within_the_asked_scope(scope, pattern_model, rows):
 @pytest.mark.parametrize("prior", ["magnitude", "wanda", "admm"])
 def test_the_first_logits_are_the_priors_and_come_from_dense_weights(prior, trained_pattern_model, rows):
     # Hardly any learning and hardly any noise: what is left is the prior's mask.
-    settings = replace(SHORT, steps=1, prior=prior, init_std=1e-6, prior_strength=1e6, learning_rate=1e-9)
+    settings = replace(SHORT, steps=1, prior=prior, learning_rate=1e-9)
+    settings = settings.with_family(init_std=1e-6, strength=1e6)
     model, swept = copy.deepcopy(trained_pattern_model), copy.deepcopy(trained_pattern_model)
     options = {"iterations": 6, "mask_iterations": 4} if prior == "admm" else None
     result = leap.prune(model, rows, sparsity=0.5, settings=settings, prior_rows=8, prior_options=options)
@@ -288,7 +289,8 @@ def test_a_common_step_moves_sparsity_to_where_it_costs_least(pattern_model, row
         pattern_model.model.layers[0].mlp.down_proj.weight *= 1e-4
     idle = {}
     for rate in (0.0, 0.1):
-        settings = replace(SETTINGS, noise=False, weight_reward=0, distillation=1, density=LAGRANGIAN, matrix_rate=rate)
+        settings = replace(SETTINGS, weight_reward=0, distillation=1, density=LAGRANGIAN, matrix_rate=rate)
+        settings = settings.with_family(noise=False)
         model = copy.deepcopy(pattern_model)
         result = leap.prune(model, rows, sparsity=0.6, settings=settings)
         idle[rate] = [share for name, share in result.layer_sparsity.items() if "layers.0.mlp" in name]

@@ -218,7 +218,12 @@ def test_a_truncated_shard_is_refused_with_the_first_lost_tensor(sparse: Path, s
 
 def test_other_damage_is_named(sparse: Path, dense: Path, tmp_path: Path) -> None:
     index = json.loads((sparse / "sparse.json").read_text())
-    for change, message in (({"version": 2}, "leap-sparse 2"), ({"format": "other"}, "other 1")):
+    layer = next(iter(index["packed"]))
+    for change, message in (
+        ({"version": 3}, "leap-sparse 3"),
+        ({"format": "other"}, "other 2"),
+        ({"packed": index["packed"] | {layer: "2:4"}}, f"{layer} is packed as 2:4"),
+    ):
         copy = tmp_path / message
         shutil.copytree(sparse, copy)
         (copy / "sparse.json").write_text(json.dumps(index | change))
@@ -229,6 +234,15 @@ def test_other_damage_is_named(sparse: Path, dense: Path, tmp_path: Path) -> Non
     (sparse / "sparse-00001.safetensors").unlink()
     with pytest.raises(leap.SparseCheckpointError, match="cut off or altered"):
         leap.load_sparse(sparse)
+
+
+def test_what_version_1_wrote_is_read(sparse: Path) -> None:
+    expected, ids = leap.load_sparse(sparse), torch.arange(9)[None]
+    index = json.loads((sparse / "sparse.json").read_text())
+    assert set(index["packed"].values()) == {"BMP128"}
+    (sparse / "sparse.json").write_text(json.dumps(index | {"version": 1, "packed": list(index["packed"])}))
+    with torch.no_grad():
+        assert torch.equal(leap.load_sparse(sparse)(ids).logits, expected(ids).logits)
 
 
 def test_masks_of_another_model_are_refused(dense: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leap import optimisers
-from leap.bernoulli import BernoulliGate
 from leap.engine import LocalEngine
+from leap.gates import PriorMask
 from leap.learner import MaskLearner
-from leap.masked_linear import install_masks
+from leap.masked_linear import install_masks, logit_tensors
 from leap.optimisers import Updater
 from leap.settings import LearnSettings
 
@@ -68,14 +68,15 @@ def no_waiting() -> Iterator[None]:
 
 def learn(settings: LearnSettings, device: str = "cpu", strict: bool = False) -> tuple[list[Tensor], int]:
     """(the logits after all steps, numbers fetched inside backward); strict: raise an error where backward waits."""
-    model, gate = Toy().to(device), BernoulliGate(settings)
+    model, gate = Toy().to(device), settings.family.gate()
     state, layers = install_masks(model, gate)
     updater, fetches = Updater(settings), Fetches()
     for number, layer in enumerate(layers.values()):
         generator = torch.Generator().manual_seed(number)
         keep = torch.rand(layer.weight.shape, generator=generator) < 0.4
-        layer.logits = nn.Parameter(gate.initial(keep, keep.float(), generator).to(device, updater.optimiser.dtype))
-    logits = [layer.logits for layer in layers.values()]
+        first = gate.initial(layer.matrix.name, [PriorMask(layer.matrix, keep, keep.float())], generator)
+        layer.provide([nn.Parameter(first.to(device, updater.optimiser.dtype))])
+    logits = list(logit_tensors(layers).values())
     engine = LocalEngine(model, state, layers, updater)
     learner = MaskLearner(engine, settings, [0.4])
     for step in range(settings.steps):

@@ -94,11 +94,13 @@ def test_a_section_that_was_null_can_be_given_again() -> None:
 
 
 def test_the_rest_of_a_schedule_is_that_of_its_field() -> None:
-    settings = load("base", ["learn.leap.settings.scale.start=10"]).learn["leap"].settings
-    assert (settings.scale.start, settings.scale.end) == (10, 1)
-    assert settings.temperature.start == 0.3
-    settings = load("base", ["learn.leap={published: true, settings: {scale: {start: 10}}}"]).learn["leap"].settings
-    assert (settings.scale.start, settings.scale.end) == (10, 350)
+    settings = load("base", ["learn.leap.settings.family.scale.start=10"]).learn["leap"].settings
+    assert (settings.family.scale.start, settings.family.scale.end) == (10, 1)
+    assert settings.family.temperature.start == 0.3
+    settings = (
+        load("base", ["learn.leap={published: true, settings: {family: {scale: {start: 10}}}}"]).learn["leap"].settings
+    )
+    assert (settings.family.scale.start, settings.family.scale.end) == (10, 350)
 
 
 def test_published_is_what_settings_do_not_give() -> None:
@@ -123,10 +125,12 @@ def test_a_partly_given_corpus_keeps_apart_what_has_to_be_kept_apart() -> None:
 
 
 def test_an_entry_of_learn_can_be_like_another() -> None:
-    config = load("nano", ["learn.cold.like=leap", "learn.cold.settings.temperature.end=0.01", "learn.far.like=cold"])
+    config = load(
+        "nano", ["learn.cold.like=leap", "learn.cold.settings.family.temperature.end=0.01", "learn.far.like=cold"]
+    )
     leap, cold, far = (config.learn[name] for name in ("leap", "cold", "far"))
-    assert cold.settings.temperature.end == 0.01
-    assert cold.settings.temperature.start == leap.settings.temperature.start != 4
+    assert cold.settings.family.temperature.end == 0.01
+    assert cold.settings.family.temperature.start == leap.settings.family.temperature.start != 4
     assert cold.checkpoint_every == leap.checkpoint_every
     assert far.settings == cold.settings
 

@@ -43,8 +43,8 @@ def test_fields_show_type_limits_and_the_default_of_their_place() -> None:
     assert fields["evaluate.cloze"].type == f"{SECTION} | none"
     assert fields["data.calibration.share"].default == (76, 88)
     assert fields["data.heldout.share"].default == (88, 92)
-    assert fields["learn.NAME.settings.scale.start"].default == 1.0
-    assert fields["learn.NAME.settings.temperature.start"].help == "Value at the first step."
+    assert fields["learn.NAME.settings.family.scale.start"].default == 1.0
+    assert fields["learn.NAME.settings.family.temperature.start"].help == "Value at the first step."
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,10 @@ def test_fields_show_type_limits_and_the_default_of_their_place() -> None:
         (["sparsities", "1"], ["sparsities", "1"]),
         (["data", "evaluation", "c4", "source", "list[str]", "0"], ["data", "evaluation", "c4", "source"]),
         (["evaluate", "documents_of", "piqa", "constrained-int"], ["evaluate", "documents_of", "piqa"]),
-        (["learn", "leap", "settings", "scale"], ["learn", "leap", "settings", "scale"]),
+        (
+            ["learn", "leap", "settings", "family", "leap", "scale"],
+            ["learn", "leap", "settings", "family", "scale"],
+        ),
     ],
 )
 def test_the_key_of_an_error_is_one_that_can_be_written(place: list[str], known: list[str]) -> None:
@@ -187,17 +190,17 @@ def test_gpu_recipes_of_the_paper_are_leap_as_published(name: str) -> None:
     config = recipe.load(f"{name}-paper")
     assert list(config.learn) == ["leap-paper"]
     learn = config.learn["leap-paper"]
-    s = learn.settings
+    s, f = learn.settings, learn.settings.family
     assert config.model.source == GPU[name]
     assert config.model.dtype == "bfloat16"
     assert (s.steps, s.batch_rows, config.data.context_length) == (2000, 256, 4096)
     assert config.data.calibration.tokens == 2000 * 256 * 4096
     assert config.data.calibration.source == "hub:DKYoon/SlimPajama-6B"
-    assert (s.scale.start, s.scale.end, s.temperature.start, s.temperature.end) == (25, 350, 4, 0.05)
-    assert s.scale.shape == s.temperature.shape == "linear"
+    assert (f.scale.start, f.scale.end, f.temperature.start, f.temperature.end) == (25, 350, 4, 0.05)
+    assert f.scale.shape == f.temperature.shape == "linear"
     assert (s.density.kind, s.density.weight, s.density.of, s.weight_reward) == ("penalty", 7, "sampled", 10)
     assert (s.learning_rate, s.warmup_steps, s.betas, s.final_rate) == (1e-3, 5, (0.9, 0.95), 0)
-    assert (s.prior, s.prior_strength, s.init_std, s.noise, s.distillation) == ("wanda", 3, 0.014, True, 0)
+    assert (s.prior, f.strength, f.init_std, f.noise, s.distillation) == ("wanda", 3, 0.014, True, 0)
     assert config.prior.rows == 128
     assert learn.gpu
     assert learn.activation_checkpointing

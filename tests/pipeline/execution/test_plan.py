@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from leap.families import Leap, MaskLLM
 from pipeline.config import recipe
 from pipeline.data import corpora
 from pipeline.errors import UserError
@@ -79,7 +80,7 @@ WANDA = ["*/wanda@*"]
 #: What a change makes necessary again, as patterns over stage/item; those with ! take away.
 CHANGES: dict[str, list[str]] = {
     "learn.leap.settings.learning_rate=0.02": LEAP,
-    "learn.leap.settings.temperature.end=0.1": LEAP,
+    "learn.leap.settings.family.temperature.end=0.1": LEAP,
     "learn.leap.settings.density.weight=7": LEAP,
     "learn.leap.settings.prior=magnitude": LEAP,
     "learn.leap.settings.seed=1": LEAP,
@@ -294,7 +295,13 @@ def test_sizes_are_those_of_the_model(tiny: Path) -> None:
     assert sizes.linear == 2 * block + vocabulary * hidden  # the head is tied to the embedding and still multiplies
     assert sizes.gram == 2 * (6 * hidden**2 + inner**2)
     assert sizes.solve == 2 * (hidden**2 * (block // hidden - inner) + inner**2 * hidden)
-    assert (sizes.largest, sizes.largest_masked) == (vocabulary * hidden, inner * hidden)
+    assert sizes.largest == vocabulary * hidden
+    assert max(matrix.shape.numel() for matrix in sizes.matrices) == inner * hidden
+    # A logit a weight; or six for four, where all layers split into groups of four.
+    assert sizes.layout(Leap()).numel == sizes.prunable
+    with pytest.raises(ValueError, match=r"mlp\.down_proj: 50 columns do not split into groups of 4"):
+        sizes.layout(MaskLLM())
+    assert sizes.layout(MaskLLM(pattern=(1, 2))).numel == sizes.prunable
     assert sizes.wires == 2 * (4 * hidden + 2 * hidden + 2 * key_value + 3 * (hidden + inner))
     assert (sizes.blocks, sizes.states) == (2, 2 * hidden)
     assert sizes.vocabulary == vocabulary
@@ -368,13 +375,17 @@ def test_a_nested_entry_is_one_learning_run_for_all_sparsities(tiny: Path, base:
     assert fewer["learn/leap"] != keys["learn/leap"]
     alone = [*base, "learn.leap.nested=true"]
     assert [learn.sparsities for learn in plan_of(tiny, alone).of(Learn)] == [(0.5,)]
-    with pytest.raises(UserError, match=r"learn\.leap: nested wants settings\.scope global, not row"):
-        plan_of(tiny, [*alone, "learn.leap.settings.scope=row"])
+    shared = r"learn\.leap: nested wants masks whose sparsity is shared over the model, and it is by row"
+    with pytest.raises(UserError, match=shared):
+        plan_of(tiny, [*alone, "learn.leap.settings.family.scope=row"])
 
 
 def test_seeds_reconstruction_and_speed_go_together(tiny: Path) -> None:
     """Speed is that of a learned mask, once a sparsity and scope: of the first seed and entry, not of new weights."""
-    other = ["learn.other={like: leap, settings: {steps: 3}}", "learn.rows={like: leap, settings: {scope: row}}"]
+    other = [
+        "learn.other={like: leap, settings: {steps: 3}}",
+        "learn.rows={like: leap, settings: {family: {scope: row}}}",
+    ]
     plan = plan_of(
         tiny, ["benchmark={}", "learn.leap.seeds=[3, 4]", "reconstruct=[leap]", *other, "sparsities=[0.5, 0.6]"]
     )

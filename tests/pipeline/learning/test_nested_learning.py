@@ -96,11 +96,12 @@ def _checkpoint(plan: Plan) -> Checkpoint:
 
 
 def test_masks_are_exact_and_what_is_kept_is_kept_at_every_lower_sparsity(plan: Plan) -> None:
-    names = list(prunable_linears(loading.load_model(plan.config.model)))
+    model = loading.load_model(plan.config.model)
     kept: dict[float, Any] = {}
     for sparsity in sorted(SPARSITIES):
-        masks = learned_masks(_checkpoint(plan), names, sparsity, "global")
-        kept[sparsity] = torch.cat([masks(n, name).flatten() for n, name in enumerate(names)])
+        family = plan.of(Learn)[0].config.settings.family
+        masks = learned_masks(_checkpoint(plan), prunable_linears(model), sparsity, family)
+        kept[sparsity] = torch.cat([masks(name).flatten() for name in prunable_linears(model)])
         assert int((~kept[sparsity]).sum()) == round(sparsity * kept[sparsity].numel())
     assert not (kept[0.6] & ~kept[0.5]).any()
     assert not (kept[0.7] & ~kept[0.6]).any()

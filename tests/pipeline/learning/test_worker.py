@@ -33,10 +33,9 @@ import sys
 from pipeline.config import LearnConfig, ModelConfig
 from pipeline.learning.worker import join_processes
 from pipeline.learning.zero import ZeroModel
-from leap.bernoulli import BernoulliGate
 join_processes("gloo")
 learn = LearnConfig()
-ZeroModel(ModelConfig(source=sys.argv[1]), learn, BernoulliGate(learn.settings), None)
+ZeroModel(ModelConfig(source=sys.argv[1]), learn, learn.settings.family.gate(), None)
 """
 
 

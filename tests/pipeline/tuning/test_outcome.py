@@ -24,7 +24,7 @@ from pipeline.tuning.report import Summary, print_summary, render
 from pipeline.tuning.search import Cost, Options, make_search
 from pipeline.tuning.trial_records import Record, Records
 
-DOMAINS: dict[str, Domain] = {"learning_rate": Span(0.001, 0.1, log=True), "noise": Choice((True, False))}
+DOMAINS: dict[str, Domain] = {"learning_rate": Span(0.001, 0.1, log=True), "family.noise": Choice((True, False))}
 
 
 def test_records_outlive_the_process_and_a_repeated_report_counts_once(tmp_path: Path) -> None:
@@ -74,7 +74,10 @@ def test_the_front_is_what_no_other_trial_beats(costs: list[tuple[int, int]], ag
 
 def test_importance_finds_the_field_that_decides() -> None:
     rates = [0.001 * 10 ** (2 * (i * 0.618 % 1)) for i in range(24)]
-    trials = [trial(i, math.log(rate) ** 2, learning_rate=rate, noise=i % 3 == 0) for i, rate in enumerate(rates)]
+    trials = [
+        trial(i, math.log(rate) ** 2, learning_rate=rate, **{"family.noise": i % 3 == 0})
+        for i, rate in enumerate(rates)
+    ]
     trials[3].steps, trials[3].losses = trials[3].steps[:2], trials[3].losses[:2]
     trials[3].status = "stopped"
     assert outcome.common_step(trials) == 3
@@ -99,7 +102,7 @@ def test_importance_finds_the_field_that_decides() -> None:
 def test_a_winner_is_a_recipe_that_reads_back_as_what_was_searched(tmp_path: Path, overrides: list[str]) -> None:
     config = recipe.load("nano", overrides)
     (learn,) = config.learn
-    values = {"temperature.end": 0.0123456789, "prior": "admm", "noise": True}
+    values = {"family.temperature.end": 0.0123456789, "prior": "admm", "family.noise": True}
     winner.write(tmp_path / "winner.yaml", "nano", config, learn, values, "a test")
     read = recipe.load(str(tmp_path / "winner.yaml"))
     assert read.learn[learn] == space.place(config, learn, values)
@@ -113,10 +116,10 @@ def test_a_winner_is_a_recipe_that_reads_back_as_what_was_searched(tmp_path: Pat
 
 def test_a_winner_of_what_inheritance_cannot_say_is_written_whole(tmp_path: Path) -> None:
     config = recipe.load("smollm2", ["evaluate.documents_of={}"])
-    winner.write(tmp_path / "winner.yaml", "smollm2", config, "leap", {"noise": True}, "a test")
+    winner.write(tmp_path / "winner.yaml", "smollm2", config, "leap", {"family.noise": True}, "a test")
     read = recipe.load(str(tmp_path / "winner.yaml"))
     assert read.evaluate == config.evaluate
-    assert read.learn["leap"].settings.noise
+    assert read.learn["leap"].settings.family.noise
 
 
 def test_the_gain_is_held_against_its_spread_over_seeds() -> None:
@@ -135,7 +138,7 @@ def test_the_gain_is_held_against_its_spread_over_seeds() -> None:
 
 def test_a_seed_of_a_confirmation_changes_order_prior_start_and_noise() -> None:
     config = recipe.load("nano")
-    contenders = {"winner": {"noise": True}, "published": {"noise": True, "learning_rate": 0.001}}
+    contenders = {"winner": {"family.noise": True}, "published": {"family.noise": True, "learning_rate": 0.001}}
     made = confirm.confirm_config(config, "leap", 0.6, contenders, seed=2)
     assert made.seed == 2
     assert made.sparsities == [0.6]

@@ -48,10 +48,14 @@ def test_the_spaces_of_the_project_hold_the_published_and_the_recipes_values(nam
 
 
 def test_the_values_become_the_settings_and_leave_the_rest(nano: RunConfig) -> None:
-    placed = space.place(nano, "leap", {"temperature.end": 0.3, "density.kind": "penalty", "noise": True})
+    placed = space.place(nano, "leap", {"family.temperature.end": 0.3, "density.kind": "penalty", "family.noise": True})
     before, after = nano.learn["leap"], placed
-    assert (after.settings.temperature.end, after.settings.density.kind, after.settings.noise) == (0.3, "penalty", True)
-    assert after.settings.temperature.start == before.settings.temperature.start
+    assert (after.settings.family.temperature.end, after.settings.density.kind, after.settings.family.noise) == (
+        0.3,
+        "penalty",
+        True,
+    )
+    assert after.settings.family.temperature.start == before.settings.family.temperature.start
     assert after.settings.steps == before.settings.steps
     assert after.model_copy(update={"settings": before.settings}) == before
 
@@ -77,8 +81,8 @@ def test_a_recipe_outside_of_a_space_widens_it(nano: RunConfig, tmp_path: Path) 
     ("parameters", "parts"),
     [
         (
-            {"temperature.strat": [1, 4]},
-            ["temperature.strat", "unknown key; did you mean start?", "allowed here: end,"],
+            {"family.temperature.strat": [1, 4]},
+            ["family.temperature.strat", "unknown key; did you mean start?", "allowed here: end,"],
         ),
         ({"learning_rates": [0.1]}, ["learning_rates", "did you mean learning_rate?"]),
         ({"learning_rate.peak": [0.1]}, ["learning_rate.peak: learning_rate is a value"]),
@@ -91,10 +95,10 @@ def test_a_recipe_outside_of_a_space_widens_it(nano: RunConfig, tmp_path: Path) 
             {"density.weight": {"low": 5, "high": 50, "log": True}},
             ["the recipe's value 0.0 has no place on a logarithmic scale"],
         ),
-        ({"noise": [False]}, ["noise: the published value True is not within one of False"]),
-        ({"noise": {"low": 0, "high": 1}}, ["noise: a range is for numbers"]),
+        ({"family.noise": [False]}, ["family.noise: the published value True is not within one of False"]),
+        ({"family.noise": {"low": 0, "high": 1}}, ["family.noise: a range is for numbers"]),
         ({"prior": {"low": 0, "high": 1}}, ["prior"]),
-        ({"temperature": [{"start": 1, "end": 2}]}, ["temperature: name single fields"]),
+        ({"family.temperature": [{"start": 1, "end": 2}]}, ["family.temperature: name single fields"]),
         ({"learning_rate": {"low": 0.001}}, ["learning_rate: high: field required"]),
         ({"learning_rate": {"low": 0.001, "high": 1, "step": 2}}, ["learning_rate: step: unknown key"]),
         ({"learning_rate": 0.1}, ["learning_rate: expected {low: …, high: …} or a list"]),
@@ -134,17 +138,17 @@ def test_an_unknown_space_comes_with_a_suggestion(nano: RunConfig, tmp_path: Pat
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(UserError, match="not valid YAML"):
         space.load(str(tmp_path / "bad.yaml"), nano, "leap")
-    (tmp_path / "bad.yaml").write_text("why: because\nparameters: {noise: [true, false]}\ntrails: 3\n")
+    (tmp_path / "bad.yaml").write_text("why: because\nparameters: {family.noise: [true, false]}\ntrails: 3\n")
     with pytest.raises(UserError, match="trails: unknown key"):
         space.load(str(tmp_path / "bad.yaml"), nano, "leap")
 
 
 def test_a_grid_is_every_combination_after_the_known_values(nano: RunConfig, tmp_path: Path) -> None:
-    axes = {"noise": [True, False], "learning_rate": [0.001, 0.1, 0.2]}
+    axes = {"family.noise": [True, False], "learning_rate": [0.001, 0.1, 0.2]}
     found = space.load(write(tmp_path, **axes), nano, "leap")
     grid = make_search(nano, "leap", found, Options(proposer="grid"))
-    assert grid.points[0] == {"noise": True, "learning_rate": 0.001}
-    assert grid.points[1] == {"noise": False, "learning_rate": 0.1}
+    assert grid.points[0] == {"family.noise": True, "learning_rate": 0.001}
+    assert grid.points[1] == {"family.noise": False, "learning_rate": 0.1}
     tried = {tuple(point.values()) for point in grid.points}
     assert len(grid.points) == grid.trials == len(tried) == 6
     assert tried == set(itertools.product(*axes.values()))
@@ -156,7 +160,7 @@ def test_a_grid_is_every_combination_after_the_known_values(nano: RunConfig, tmp
 
 
 def test_a_second_objective_adds_what_it_costs(nano: RunConfig, tmp_path: Path) -> None:
-    found = space.load(write(tmp_path, noise=[True, False]), nano, "leap")
+    found = space.load(write(tmp_path, **{"family.noise": [True, False]}), nano, "leap")
     tokens = make_search(nano, "leap", found, Options(against="tokens"))
     steps = nano.learn["leap"].settings.steps
     assert tokens.domains["steps"] == Choice((round(steps / 4), round(steps / 2), steps))
