@@ -58,6 +58,34 @@ class RankHardener:
         return self.cut.above(values.detach())
 
 
+@dataclass(frozen=True)
+class PatternHardener:
+    """Of one logit a weight, keeps the largest n of every m consecutive inputs; of equal ones the first.
+
+    Raises:
+        ValueError: a sparsity that is not the pattern's.
+    """
+
+    sparsity: float
+    pattern: tuple[int, int]
+    offset: float = 0.0
+    """See :attr:`leap.gates.Hardener.offset`."""
+
+    def __post_init__(self) -> None:
+        self._target()
+
+    def _target(self) -> Target:
+        return Target(self.sparsity, pattern=self.pattern)
+
+    def mask(self, matrix: Matrix, logits: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
+        """See :meth:`leap.gates.Hardener.mask`.
+
+        Raises:
+            ValueError: a NaN among the logits.
+        """
+        return select_mask(logits[0].detach().float(), self._target())
+
+
 def ranked(
     tensors: Callable[[], Iterable[Tensor]],
     sparsity: float,

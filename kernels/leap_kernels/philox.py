@@ -73,6 +73,24 @@ def logistic_noise(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Logistic(0, 1) noise [count] of weights ``offset .. offset + count``, in ``dtype`` (float32 or float64)."""
-    words = random_words(count, seed=seed, layer=layer, step=step, offset=offset, device=device)
-    u = ((words >> 9).to(dtype) + 0.5) * 2.0**-23
+    u = _uniform(random_words(count, seed=seed, layer=layer, step=step, offset=offset, device=device), dtype)
     return torch.log(u) - torch.log1p(-u)
+
+
+def gumbel_noise(
+    count: int,
+    *,
+    seed: int,
+    layer: int,
+    step: int,
+    offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Gumbel(0, 1) noise [count], −log(−log u), of logits ``offset .. offset + count``; see :func:`logistic_noise`."""
+    u = _uniform(random_words(count, seed=seed, layer=layer, step=step, offset=offset, device=device), dtype)
+    return -torch.log(-torch.log(u))
+
+
+def _uniform(words: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((words >> 9).to(dtype) + 0.5) * 2.0**-23

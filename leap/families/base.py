@@ -51,6 +51,17 @@ class MaskFamily:
         raise NotImplementedError
 
 
+def check_pattern(pattern: tuple[int, int]) -> None:
+    """Check that a pattern keeps some and removes some of a group.
+
+    Raises:
+        ValueError: it does not.
+    """
+    keep, group = pattern
+    if not 1 <= keep < group:
+        raise ValueError(f"pattern must be [N, M] with 1 <= N < M, not {[*pattern]}")
+
+
 class TaggedByKind:
     """Annotation of a union of families, for who reads settings from a file with pydantic: ``kind`` chooses."""
 

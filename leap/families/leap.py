@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from leap.families.base import MaskFamily
+from leap.families.base import check_pattern
+from leap.families.one_logit import OneLogit
 from leap.schedules import Schedule
-from leap.scopes import Scope
-from leap.validation import NO_UNKNOWN_KEYS, check_choices
+from leap.validation import NO_UNKNOWN_KEYS
 
 if TYPE_CHECKING:
     from leap.families.bernoulli import BernoulliGate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leap(MaskFamily):
-    """A gate for each weight, relaxed and independent of the others.
+class Leap(OneLogit):
+    """A gate for each weight, σ(scale · logit / temperature); with noise, Bernoulli.
 
     Raises:
         ValueError: a value out of its range; the message names the field.
@@ -26,41 +25,28 @@ class Leap(MaskFamily):
     __pydantic_config__ = NO_UNKNOWN_KEYS
 
     kind: Literal["leap"] = "leap"
-    """A gate for each weight."""
-    noise: bool = False
-    """Logistic noise on the logits (a Bernoulli gate); without it the gate is σ(scale · logit / temperature)."""
-    temperature: Schedule = field(default_factory=lambda: Schedule(start=0.3, end=0.02, shape="exponential"))
-    """Temperature τ of the gate."""
-    scale: Schedule = field(default_factory=lambda: Schedule(start=1.0, end=1.0))
-    """Scale κ of the logits."""
-    strength: float = 10.0
-    """Distance of the first logits from zero, in units of init_std."""
-    grading: Literal["sign", "rank"] = "rank"
-    """``sign``: one distance for every weight, LEAP's start. ``rank``: graded by the rank of the prior's score."""
-    init_std: float = 0.1
-    """Standard deviation of the Gaussian that breaks ties among the first logits."""
-    scope: Scope = "global"
-    """Within what the requested sparsity holds exactly after hardening: the model, each layer or each row."""
+    """``leap``: a gate for each weight, σ(scale · logit / temperature)."""
+    pattern: tuple[int, int] | None = None
+    """N:M, as in ``[2, 4]``: the gates of every M consecutive inputs add up to N, in every soft mask too."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if not 0 <= self.strength < math.inf:
-            raise ValueError(f"strength must be finite and not negative, not {self.strength}")
-        if not 0 < self.init_std < math.inf:
-            raise ValueError(f"init_std must be positive and finite, not {self.init_std}")
+        super().__post_init__()
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+            if self.scope != "global":
+                raise ValueError(f"scope {self.scope} has no meaning with pattern {[*self.pattern]}; leave one out")
 
     @property
-    def shares_sparsity(self) -> bool:
-        """See :attr:`MaskFamily.shares_sparsity`."""
-        return self.scope == "global"
-
-    @property
-    def scope_name(self) -> str:
-        """See :attr:`MaskFamily.scope_name`."""
-        return self.scope
+    def fixed_density(self) -> bool:
+        """See :attr:`MaskFamily.fixed_density`."""
+        return self.pattern is not None
 
     def gate(self) -> BernoulliGate:
         """See :meth:`MaskFamily.gate`."""
+        if self.pattern:
+            from leap.families.grouped import GroupedGate
+
+            return GroupedGate(self, self.pattern)
         from leap.families.bernoulli import BernoulliGate
 
         return BernoulliGate(self)
@@ -79,6 +65,7 @@ class Leap(MaskFamily):
                 grading="sign",
                 init_std=0.014,
                 scope="global",
+                pattern=None,
             ),
             "steps": 2000,
             "batch_rows": 256,

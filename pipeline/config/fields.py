@@ -129,18 +129,21 @@ def _docs(section: Any) -> dict[str, str]:
     if issubclass(section, BaseModel):
         texts = {name: field.description or "" for name, field in section.model_fields.items()}
     else:
-        # A dataclass does not keep these strings; they are in its source only.
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
-        assert isinstance(definition, ast.ClassDef)
-        texts = {
-            field.target.id: text.value.value
-            for field, text in zip(definition.body, definition.body[1:], strict=False)
-            if isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        }
+        # A dataclass does not keep these strings; they are in its source only, or in that of the class it extends.
+        texts = {}
+        bases: list[Any] = [base for base in reversed(section.__mro__) if dataclasses.is_dataclass(base)]
+        for base in bases:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            texts |= {
+                field.target.id: text.value.value
+                for field, text in zip(definition.body, definition.body[1:], strict=False)
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            }
     return {name: " ".join(texts.get(name, "").split()) for name in _annotations(section)}
 
 

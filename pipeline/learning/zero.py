@@ -178,7 +178,8 @@ class ZeroModel:
                 with deepspeed.zero.GatheredParameters([layer.weight]):
                     values = partial(new_weight, name, layer.weight)
                     over = _partition(layer.weight.shape, layer.weight.dtype, config, values)
-                new_weights[name] = over.requires_grad_(False)
+                over.requires_grad_(False)
+                new_weights[name] = over
             masked = new_weights.get(name, layer.weight)
             with deepspeed.zero.GatheredParameters([masked]):
                 norm += float(torch.linalg.vector_norm(masked.detach().float()))

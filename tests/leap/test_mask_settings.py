@@ -69,7 +69,7 @@ def test_the_published_settings_owe_nothing_to_the_defaults():
         "seed",
     }
     same = {f.name for f in fields(Leap) if getattr(defaults.family, f.name) == getattr(published.family, f.name)}
-    assert same == {"kind", "scope"}
+    assert same == {"kind", "pattern", "scope"}
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ def test_a_weight_that_is_not_contiguous_is_packed(dense: Path, sparse: Path) ->
 
 def test_a_newer_format_is_told_from_damage(sparse: Path) -> None:
     index = json.loads((sparse / sparse_checkpoint.INDEX).read_text())
-    for version, says in ((2, "a newer version of this package reads it"), ("x", "is leap-sparse x; this reads")):
+    for version, says in ((3, "a newer version of this package reads it"), ("x", "is leap-sparse x; this reads")):
         (sparse / sparse_checkpoint.INDEX).write_text(json.dumps(index | {"version": version}))
         with pytest.raises(ValueError, match=says):
             leap.load_sparse(sparse)

@@ -135,7 +135,7 @@ def fails(
         ("learn.leap.workers=3", "learn.leap", ["4 micro-batches", "3 workers", "workers"]),
         ("learn.leap.settings.microbatch_rows=3", "learn.leap.settings", ["batch_rows 4", "multiple"]),
         ("learn.leap.settings.noise=true", "learn.leap", ["settings.noise is settings.family.noise now"]),
-        ("learn.leap.settings.family.kind=x", "learn.leap", ["settings.family.kind must be one of leap", "'x'"]),
+        ("learn.leap.settings.family.kind=x", "learn.leap", ["must be one of leap, maskllm", "'x'"]),
         ("learn.leap.settings.family.strengh=1", "learn.leap.settings.family.strengh", ["did you mean strength?"]),
         (
             "learn.leap.settings.family.temperature.start=0",

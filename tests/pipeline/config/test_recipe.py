@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from leap.families import FAMILIES, MaskLLM
 from leap.settings import DensityControl, LearnSettings
 from pipeline.config import LearnConfig, RunConfig, renamed
 from pipeline.config.fields import all_fields
@@ -23,6 +24,27 @@ def test_merge_goes_mapping_by_mapping_and_replaces_everything_else() -> None:
     assert merge(below, {"a": {"y": [3]}, "c": 4}) == {"a": {"x": 1, "y": [3]}, "b": 3, "c": 4}
     assert merge(below, {"a": None}) == {"a": None, "b": 3}
     assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 3}
+
+
+def test_a_mapping_of_another_kind_takes_nothing_from_what_it_covers() -> None:
+    below = {"a": {"kind": "x", "of_x": 1}}
+    assert merge(below, {"a": {"kind": "y"}}) == {"a": {"kind": "y"}}
+    assert merge(below, {"a": {"kind": "x", "more": 2}}) == {"a": {"kind": "x", "of_x": 1, "more": 2}}
+    assert merge(below, {"a": {"of_x": 2}}) == {"a": {"kind": "x", "of_x": 2}}
+    overrides = ["prior.pattern=[2, 4]", "sparsities=[0.5]"]
+    entry = "learn.other={like: leap, settings: {family: {kind: maskllm, strength: 5}}}"
+    learn = load("nano", [*overrides, entry]).learn
+    assert learn["other"].settings.family == MaskLLM(strength=5)
+    assert learn["other"].settings.learning_rate == learn["leap"].settings.learning_rate
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_published_settings_are_those_of_the_family(kind: str) -> None:
+    pattern = LearnSettings.published(kind).family.pattern
+    overrides = ["prior.pattern=[2, 4]", "sparsities=[0.5]"] if pattern else []
+    entry = f"learn.paper={{published: true, settings: {{family: {{kind: {kind}}}, steps: 7}}}}"
+    learn = load("nano", [*overrides, entry]).learn["paper"]
+    assert learn.settings == LearnSettings.published(kind, steps=7)
 
 
 def test_a_recipe_inherits_through_several_files_and_a_file_beside_it_comes_first(tmp_path: Path) -> None:

@@ -92,6 +92,18 @@ def test_a_corpus_that_cannot_be_is_refused(value: dict[str, Any], message: str)
         ({"evaluate": {"tasks": ["piqa", "piqa"]}}, "different names"),
         ({"evaluate": {"tasks": ["piqa"], "documents_of": {"mmlu": 1}}}, "mmlu is none of the tasks"),
         ({"sparsities": []}, "one or more"),
+        (
+            {"learn": {"leap": {"settings": {"family": {"pattern": [2, 4]}}}}},
+            r"learn\.leap makes 2:4 masks: set prior\.pattern=\[2, 4\]",
+        ),
+        (
+            {
+                "learn": {"leap": {"nested": True, "settings": {"family": {"kind": "maskllm"}}}},
+                "prior": {"pattern": [2, 4]},
+                "sparsities": [0.5],
+            },
+            "nested wants masks whose sparsity is shared over the model, and it is by 2:4",
+        ),
     ],
 )
 def test_sections_that_contradict_each_other_are_refused(value: dict[str, Any], message: str) -> None:
