@@ -16,16 +16,6 @@ from leap.scopes import PriorScope
 from leap.validation import NO_UNKNOWN_KEYS, OneOf, check_choices
 
 Optimiser = Literal["adam", "adam8bit", "adam8bit-bf16"]
-#: Fields that have moved, and where to.
-MOVED = {
-    "noise": "family.noise",
-    "temperature": "family.temperature",
-    "scale": "family.scale",
-    "prior_strength": "family.strength",
-    "prior_grading": "family.grading",
-    "init_std": "family.init_std",
-    "scope": "family.scope",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from leap.families import FAMILIES
 from leap.methods import METHODS, LayerScope
 from leap.scopes import PriorScope, layer_scope, scope_name
-from leap.settings import MOVED, LearnSettings
+from leap.settings import LearnSettings
 from leap.validation import OneOf
 from pipeline.config import dtypes
 from pipeline.config.mappings import merge
@@ -235,8 +235,6 @@ class LearnConfig(Section):
         given = entry.get("settings", {})
         if not isinstance(given, dict):
             return entry
-        if moved := next((key for key in given if key in MOVED), None):
-            raise ValueError(f"settings.{moved} is settings.{MOVED[moved]} now")
         family = given.get("family", {})
         kind = family.get("kind", "leap") if isinstance(family, dict) else "leap"
         if kind not in FAMILIES:

@@ -134,7 +134,7 @@ def fails(
         ("learn.leap.settings.batch_rows=5", "learn.leap", ["5 micro-batches", "2 workers", "batch_rows"]),
         ("learn.leap.workers=3", "learn.leap", ["4 micro-batches", "3 workers", "workers"]),
         ("learn.leap.settings.microbatch_rows=3", "learn.leap.settings", ["batch_rows 4", "multiple"]),
-        ("learn.leap.settings.noise=true", "learn.leap", ["settings.noise is settings.family.noise now"]),
+        ("learn.leap.settings.noise=true", "learn.leap.settings.noise", ["is now learn.leap.settings.family.noise"]),
         ("learn.leap.settings.family.kind=x", "learn.leap", ["must be one of leap, maskllm", "'x'"]),
         ("learn.leap.settings.family.strengh=1", "learn.leap.settings.family.strengh", ["did you mean strength?"]),
         (
