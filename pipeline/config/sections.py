@@ -391,6 +391,11 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Experiment tracking."""
 
+    def least_rows(self, role: str) -> int:
+        """Rows without which a text is of no use: one batch to learn from, of others a single one."""
+        batches = [entry.settings.batch_rows for entry in self.learn.values()]
+        return max(batches, default=1) if role == "calibration" else 1
+
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, value: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
-import math
 import os
 import platform
 from collections.abc import Iterator
@@ -19,11 +18,14 @@ from ray.data import Dataset
 
 from pipeline.config import CorpusConfig
 from pipeline.config.paths import expand_variables
-from pipeline.data import content, hub
+from pipeline.data import content, documents, hub
+from pipeline.data.documents import Render, kind
 from pipeline.errors import UserError
 from pipeline.nano import corpus as embedded
 
-_READABLE = (".txt", ".jsonl", ".json", ".parquet", ".jsonl.gz", ".txt.gz")
+_READABLE = (".txt", ".jsonl", ".json", ".parquet", ".txt.gz", ".jsonl.gz", ".json.gz")
+#: What is handed on at once.
+BLOCK_RECORDS, BLOCK_CHARACTERS = 256, 2**20
 
 
 def expand(config: CorpusConfig) -> list[str] | None:
@@ -43,6 +45,8 @@ def expand(config: CorpusConfig) -> list[str] | None:
         unset = " (the variable is not set)" if "$" in expand_variables(missing) else ""
         raise UserError(f"source: no file matches {missing}{unset}; give existing files, embedded or hub:NAME")
     for file in files:
+        if os.path.isdir(file):
+            raise UserError(f"source: {file} is a folder; give its files, such as {file}/*.jsonl")
         if not file.endswith(_READABLE):
             raise UserError(f"source: cannot read {file}; known types: {', '.join(_READABLE)}")
     kinds = {kind(file) for file in files}
@@ -64,25 +68,20 @@ def _files(source: str) -> list[str]:
         return [path]
     path = os.path.expanduser(path)
     # What exists is no pattern, whatever brackets are in its name.
-    found = [path] if os.path.exists(path) else sorted(glob.glob(path))
+    found = [path] if os.path.exists(path) else sorted(glob.glob(_pattern(path)))
     return [str(Path(file).resolve()) for file in found]
+
+
+def _pattern(path: str) -> str:
+    """A pattern in whose folders that exist no character stands for others."""
+    folder, name = os.path.split(path)
+    if not folder or folder == path:
+        return path
+    return os.path.join(glob.escape(folder) if os.path.isdir(folder) else _pattern(folder), name)
 
 
 def _sources(config: CorpusConfig) -> list[str]:
     return [config.source] if isinstance(config.source, str) else list(config.source)
-
-
-def column(config: CorpusConfig) -> str:
-    """The column that :func:`read` has a corpus's documents in."""
-    files = expand(config)
-    made_here = kind(files[0]) == "txt" if files else describe(config) == "embedded"
-    return "text" if made_here else config.text_field
-
-
-def kind(file: str) -> str:
-    """txt, jsonl or parquet."""
-    ending = file.removesuffix(".gz").rsplit(".", 1)[-1]
-    return "jsonl" if ending == "json" else ending  # both hold one record per line
 
 
 def describe(config: CorpusConfig) -> str:
@@ -111,11 +110,15 @@ def _commit(source: str) -> str:
     return hub.commit("dataset", name, None)
 
 
-def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
-    """Documents of a corpus in the order of its files and records, in the column :func:`column`.
+def read(config: CorpusConfig, shards: int, trust_remote_code: bool, render: Render) -> Dataset:
+    """Documents of a corpus in the order of its files and records.
+
+    Of each record there is its ``text``, or none, and a ``problem`` that the user has to mend, in most cases "". Where
+    there is one, what follows from the same file is not read.
 
     Args:
         shards: pieces that are read in parallel, where the source can be split; nothing else depends on it.
+        render: makes a text of a conversation.
 
     Raises:
         UserError: files are missing or of an unknown type.
@@ -124,40 +127,39 @@ def read(config: CorpusConfig, shards: int, trust_remote_code: bool) -> Dataset:
     if files is None and describe(config) == "embedded":
         return _read_embedded(config.share, shards)
     if files is None:
-        return _read_hub(config, trust_remote_code)
-    form = kind(files[0])
-    if form == "parquet":
-        data = ray.data.read_parquet(files, columns=[config.text_field], override_num_blocks=shards)
-    elif form == "txt":
-        data = ray.data.read_binary_files(files, override_num_blocks=len(files)).flat_map(_paragraphs)
-        return data.repartition(shards)
-    else:
-        data = ray.data.read_json(files, override_num_blocks=shards, lines=True)
-    return data
+        return _read_hub(config, trust_remote_code, render)
+    read = functools.partial(_file_blocks, field=config.text_field, render=render)
+    data = ray.data.from_items([{"item": file} for file in files], override_num_blocks=min(shards, len(files)))
+    # Half a CPU: tasks that ask for something else are kept apart, so that one file's documents are tokenised by all.
+    return data.map_batches(read, batch_size=1, num_cpus=0.5, concurrency=shards)
 
 
-def text_of(value: Any) -> str | None:
-    """The text in a record's field; None where there is none: a null, an absent field or an empty text.
-
-    Raises:
-        TypeError: the field holds something else.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas has NaN for both
-        return None
-    if not isinstance(value, str):
-        kind = {"ndarray": "a list", "list": "a list", "dict": "a mapping"}.get(type(value).__name__, str(value)[:60])
-        raise TypeError(f"holds {kind}, not text")
-    return value or None
+def _file_blocks(batch: Any, field: str, render: Render) -> Iterator[pa.Table]:
+    for file in batch["item"]:
+        yield from _blocks(documents.of_file(str(file), field, render))
 
 
-def _paragraphs(row: dict[str, Any]) -> list[dict[str, str]]:
-    """A text file's documents: what stands between blank lines."""
-    return [{"text": text} for text in paragraphs(row["bytes"].decode("utf-8", errors="replace"))]
+def _blocks(texts: Iterator[str | None]) -> Iterator[pa.Table]:
+    """The texts in pieces; what is wrong with one comes last, as Ray Data would make a traceback of it."""
+    waiting: list[str | None] = []
+    size, problem = 0, ""
+    try:
+        for text in texts:
+            waiting.append(text)
+            size += len(text or "")
+            if size >= BLOCK_CHARACTERS or len(waiting) >= BLOCK_RECORDS:
+                yield _table(waiting)
+                waiting, size = [], 0
+    except UserError as error:
+        problem = str(error)
+    if waiting:
+        yield _table(waiting)
+    if problem:
+        yield _table([None], problem)
 
 
-def paragraphs(text: str) -> list[str]:
-    """What stands between blank lines."""
-    return [part.strip() for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
+def _table(texts: list[str | None], problem: str = "") -> pa.Table:
+    return pa.table({"text": pa.array(texts, pa.large_string()), "problem": [problem] * len(texts)})
 
 
 def _docstrings(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -165,8 +167,8 @@ def _docstrings(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _read_embedded(share: tuple[int, int], shards: int) -> Dataset:
-    chosen = [{"text": t} for t in _embedded_documents() if share[0] <= embedded.bucket_of(t) < share[1]]
-    return ray.data.from_items(chosen, override_num_blocks=shards)
+    chosen = [text for text in _embedded_documents() if in_share(text, share)]
+    return ray.data.from_items([{"text": text, "problem": ""} for text in chosen], override_num_blocks=shards)
 
 
 @functools.lru_cache(maxsize=1)
@@ -181,7 +183,7 @@ def _embedded_documents() -> list[str]:
     return [text for _, text in sorted(unique.items())]
 
 
-def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
+def _read_hub(config: CorpusConfig, trust_remote_code: bool, render: Render) -> Dataset:
     from datasets import load_dataset
 
     assert isinstance(config.source, str)
@@ -199,15 +201,38 @@ def _read_hub(config: CorpusConfig, trust_remote_code: bool) -> Dataset:
         raise UserError(f"source: cannot read hub:{name}: {' '.join(str(error).split())[:300]}") from error
     # Read in one task, whatever the cluster: of a data set on the hub, Ray's own reader takes other files, of no fixed
     # revision. The limit of one also keeps this task apart from those that follow it.
-    read = functools.partial(_hub_blocks, stream=stream, field=config.text_field)
+    read = functools.partial(_hub_blocks, stream=stream, name=config.source, field=config.text_field, render=render)
     return ray.data.from_items([{"item": name}], override_num_blocks=1).map_batches(read, concurrency=1)
 
 
-def _hub_blocks(_: Any, stream: Any, field: str) -> Iterator[pa.Table]:
-    """The records of a stream: ``field`` alone, or empty columns that say what the fields are."""
-    for batch in stream.iter(batch_size=256):
-        count = len(next(iter(batch.values())))
-        yield pa.table({field: batch[field]} if field in batch else {name: pa.nulls(count) for name in batch})
+def _hub_blocks(_: Any, stream: Any, name: str, field: str, render: Render) -> Iterator[pa.Table]:
+    records = ((f"record {number}", record) for number, record in enumerate(stream, 1))
+    return _blocks(documents.of_records(records, name, field, render))
+
+
+def shortage(corpus: CorpusConfig, documents: int, tokens: int, length: int, least: int) -> str | None:
+    """What a user has to be told where a corpus fills fewer rows than requested; none where it fills all.
+
+    Args:
+        documents, tokens: what it has, those aside that are not in its share or in other corpora.
+        length: of a row, in tokens.
+
+    Raises:
+        UserError: it fills fewer rows than ``least``.
+    """
+    rows = tokens // length
+    if rows >= -(-corpus.tokens // length):
+        return None
+    share = "" if corpus.share == (0, 100) else f" in its share {list(corpus.share)}"
+    has = f"tokens: {describe(corpus)[:200]} has {tokens} tokens in {documents} documents{share}"
+    if rows < least:
+        raise UserError(f"{has}; {least} rows of {length} tokens are needed at least, and it fills {rows}")
+    return f"{has}, fewer than the {corpus.tokens} requested; its {rows} rows of {length} are all there is to use"
+
+
+def in_share(text: str, share: tuple[int, int]) -> bool:
+    """Whether a document's hash lies in the percent range ``share``."""
+    return share == (0, 100) or share[0] <= embedded.bucket_of(text) < share[1]
 
 
 def document_hash(text: str) -> str:

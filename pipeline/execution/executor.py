@@ -69,11 +69,11 @@ class Flow:
         seconds = stage.facts.get("seconds", 0.0)
         self.timings.append({"name": stage.name, "seconds": seconds, "cached": cached})
         self._phase_run.log_metrics({f"seconds.{stage.item or stage.KIND}": seconds})
+        remarks = stage.remarks()
+        for text in remarks.warnings:  # also of what was done earlier: they are about the results
+            self.console.warn(text)
         if not cached:
             self.console.say(f"  {stage.name}  {seconds:.1f} s", "finished", item=stage.name, seconds=seconds)
-            remarks = stage.remarks()
-            for text in remarks.warnings:
-                self.console.warn(text)
             if remarks.metrics:
                 self._phase_run.log_metrics(remarks.metrics)
             for text in remarks.lines:

@@ -102,6 +102,7 @@ class _Planner:
                 model=self.model,
                 apart=() if role in data.evaluation else tuple(self.corpora.values()),
                 keep_texts=self.config.evaluate.cloze is not None and role == self._first_text,
+                least=self.config.least_rows(role),
             )
 
     @property

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from pipeline.artifacts.packed_rows import PackedRows
 from pipeline.artifacts.store import fingerprint
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
 from pipeline.data import corpora
+from pipeline.data.documents import HOPELESS, render_with
 from pipeline.data.packing import OTHER_SHARE, SHARED, WITHOUT_TEXT, Packer
+from pipeline.data.tokenise import encode
 from pipeline.errors import DamagedError, UserError
 from pipeline.formatting import count
 from pipeline.model import loading
 from pipeline.model.sizes import Sizes
-from pipeline.nano.corpus import bucket_of
 from pipeline.stages.cost import Cost, Machine
 from pipeline.stages.stage import PinnedModel, Place, Remarks, Stage
 from pipeline.tracking.redaction import redact
@@ -33,12 +33,8 @@ from pipeline.tracking.tracker import Run
 
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 256
-#: Text of one call of the tokeniser, in characters. It needs about 130 bytes a token while it works.
-TOKENISED_TOGETHER = 4 * 2**20
 #: What Ray Data hands on at once, in bytes. It bounds memory, and what is read beyond the last row.
 BLOCK_BYTES = 8 * 2**20
-#: So many records without a text at the beginning of a corpus, and the rest is not read.
-HOPELESS = 10_000
 _DOCUMENTS = "documents.json"
 _TEXTS = "texts.json"
 
@@ -51,33 +47,26 @@ def _tokenizer(model: ModelConfig) -> Any:
     return loading.load_tokenizer(model)
 
 
+def _render(messages: list[dict[str, Any]], model: ModelConfig) -> str:
+    return render_with(_tokenizer(model))(messages)
+
+
 def _tokenise(
-    batch: Any,
-    model: ModelConfig,
-    share: tuple[int, int],
-    excluded: Any,
-    keep_texts: bool,
-    field: str,
+    block: pa.Table, model: ModelConfig, share: tuple[int, int], excluded: Any, keep_texts: bool, most: int
 ) -> dict[str, np.ndarray]:
     """The tokens of one block of records, each document followed by the end-of-text token.
 
-    Returns one record: what :meth:`Packer.add` takes (texts only if ``keep_texts``, hashes in their place), the fields
-    of the records if they lack ``field``, and what a user has to mend, which would come out of Ray Data as a traceback.
-    It concerns the record after the last of ``lengths``.
+    Returns one record: what :meth:`Packer.add` takes (texts only if ``keep_texts``, hashes in their place), and what a
+    user has to mend, which concerns the record after the last of ``lengths``.
     """
     skip = ray.get(excluded)
-    problem = ""
+    problems = block.column("problem").to_pylist()
+    problem = next(filter(None, problems), "")
     texts, hashes, lengths = [], [], []
-    missing = field not in batch
-    for value in [None] * len(next(iter(batch.values()), ())) if missing else batch[field]:
-        try:
-            text = corpora.text_of(value)
-        except TypeError as error:
-            problem = f"text_field: a record's {field} {error}"
-            break
+    for text in block.column("text").to_pylist()[: problems.index(problem) if problem else None]:
         if text is None:
             lengths.append(WITHOUT_TEXT)
-        elif not _in_share(text, share):
+        elif not corpora.in_share(text, share):
             lengths.append(OTHER_SHARE)
         elif (key := corpora.document_hash(text)) in skip:
             lengths.append(SHARED)
@@ -85,7 +74,7 @@ def _tokenise(
             lengths.append(1)  # the end-of-text token, for now
             texts.append(text)
             hashes.append(key)
-    tokens = _encode(texts, _tokenizer(model))
+    tokens = encode(texts, _tokenizer(model), most)
     found = np.array(lengths, dtype=np.int64)
     found[found > 0] = [len(ids) for ids in tokens]
     stream = np.concatenate([np.empty(0, np.int32), *tokens])
@@ -93,29 +82,8 @@ def _tokenise(
         "lengths": np.array([found.tobytes()], dtype=object),
         "tokens": np.array([stream.tobytes()], dtype=object),
         "documents": np.array([json.dumps([hashes, texts if keep_texts else hashes])], dtype=object),
-        "fields": np.array([", ".join(sorted(batch)) if missing else ""], dtype=object),
         "problem": np.array([problem], dtype=object),
     }
-
-
-def _encode(texts: list[str], tokenizer: Any) -> list[np.ndarray]:
-    """The tokens of each text with the end-of-text token. int32 [tokens] each."""
-    found: list[np.ndarray] = []
-    part: list[str] = []
-    size = 0
-    for number, text in enumerate(texts, 1):
-        part.append(text)
-        size += len(text)
-        if size >= TOKENISED_TOGETHER or number == len(texts):
-            encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-            found += [np.array([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded]
-            part, size = [], 0
-    return found
-
-
-def _in_share(text: str, share: tuple[int, int]) -> bool:
-    """Whether a document's hash lies in the percent range ``share``."""
-    return share == (0, 100) or share[0] <= bucket_of(text) < share[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +91,7 @@ class Calibrate(Stage[PackedRows]):
     """The rows of one corpus."""
 
     KIND = PHASE = "calibrate"
-    VERSION = 2
+    VERSION = 3
     PLACE = Place.DRIVER
 
     role: str
@@ -139,6 +107,8 @@ class Calibrate(Stage[PackedRows]):
     """Corpora whose documents are left out."""
     keep_texts: bool
     """Keep the documents beside the rows, for building a cloze task."""
+    least: int = 1
+    """Rows that there have to be, where the corpus has fewer tokens than requested."""
 
     @property
     def item(self) -> str:
@@ -164,7 +134,7 @@ class Calibrate(Stage[PackedRows]):
         """See :meth:`Stage.run`.
 
         Raises:
-            UserError: the corpus has fewer tokens than asked for, or cannot be read.
+            UserError: a file is not what its name says, a record cannot be used, or there are too few rows.
         """
         try:
             _pack(self)
@@ -179,12 +149,17 @@ class Calibrate(Stage[PackedRows]):
     def remarks(self) -> Remarks:
         facts = self.facts
         without = facts["records_without_text"]
+        warnings = [f"{self.section}: {without} records without text were left out"] if without else []
+        if short := corpora.shortage(
+            self.corpus, facts["documents"], facts["tokens_read"], facts["context_length"], least=0
+        ):
+            warnings.append(f"{self.section}.{short}")
         return Remarks(
             lines=(
                 f"    {facts['source']}: {facts['documents']} documents, {facts['rows']} rows of "
                 f"{facts['context_length']}, {facts['tokens_per_second']:.0f} tokens/s",
             ),
-            warnings=(f"{self.section}: {without} records without text were left out",) if without else (),
+            warnings=warnings,
             metrics={f"tokens_per_second.{self.role}": facts["tokens_per_second"]},
         )
 
@@ -210,39 +185,34 @@ def _pack(work: Calibrate) -> None:
     context.enable_progress_bars = False
     with work.directory.work() as (directory, facts):
         began = time.time()
-        documents = corpora.read(corpus, data.shards, model.trust_remote_code)
-        field = corpora.column(corpus)
+        render = functools.partial(_render, model=model)
+        documents = corpora.read(corpus, data.shards, model.trust_remote_code, render)
         tokenise = functools.partial(
             _tokenise,
             model=model,
             share=corpus.share,
             excluded=ray.put(excluded),
             keep_texts=work.keep_texts,
-            field=field,
+            most=wanted * data.context_length,
         )
-        tokenised = documents.map_batches(tokenise, batch_size=None, concurrency=data.tokenizer_workers)
+        tokenised = documents.map_batches(
+            tokenise, batch_size=None, batch_format="pyarrow", concurrency=data.tokenizer_workers
+        )
         writer = ShardWriter(directory, data.context_length)
         packer = Packer(wanted * data.context_length, writer.add)
-        produced, fields = 0, ""
-        for record in _records(tokenised):
+        produced = 0
+        for record in tokenised.iter_rows():
             tokens = np.frombuffer(record["tokens"], dtype=np.int32)
             produced += len(tokens)
             packer.add(np.frombuffer(record["lengths"], dtype=np.int64), tokens, *json.loads(record["documents"]))
-            fields = fields or record["fields"]
             if packer.leading >= HOPELESS:
-                raise _no_text(field, fields, f"the first {HOPELESS} records")
+                raise UserError(f"text_field: the first {HOPELESS} records have no text in {corpus.text_field}")
             if packer.full:
                 break
             if record["problem"]:
                 raise UserError(record["problem"])
-        if fields and packer.leading == packer.records:
-            raise _no_text(field, fields, "all records")
         writer.close()
-        if writer.rows < wanted:
-            raise UserError(
-                f"tokens: {corpora.describe(corpus)} has {writer.rows * data.context_length} tokens in whole rows of "
-                f"{data.context_length} ({packer.documents} documents), fewer than the {corpus.tokens} asked for"
-            )
+        corpora.shortage(corpus, packer.documents, packer.tokens, data.context_length, work.least)
         (directory / _DOCUMENTS).write_text(json.dumps(list(packer.texts)))
         if work.keep_texts:
             (directory / _TEXTS).write_text(json.dumps(list(packer.texts.values())))
@@ -251,37 +221,15 @@ def _pack(work: Calibrate) -> None:
             "documents": packer.documents,
             "records_without_text": packer.records_without_text,
             "shared_documents_dropped": packer.shared_documents_dropped,
-            "dropped_tail_tokens": packer.tokens - packer.wanted,
+            "dropped_tail_tokens": packer.tokens - writer.rows * data.context_length,
             "rows": writer.rows,
-            "tokens": packer.wanted,
+            "tokens": writer.rows * data.context_length,
             "tokens_read": packer.tokens,
             "tokens_per_second": round(produced / seconds, 1),
             "context_length": data.context_length,
             "tokenizer": tokenizer_hash(model),
             "source": redact(corpora.describe(corpus)),
         }
-
-
-def _no_text(field: str, fields: str, which: str) -> UserError:
-    """The error of a corpus that has nothing in the field of its texts."""
-    if fields:
-        return UserError(f"text_field: no field {field}; the records have {fields}")
-    return UserError(f"text_field: {which} have no text in {field}")
-
-
-def _records(packed: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """The rows of a data set; a file that cannot be read is the user's to mend.
-
-    Raises:
-        UserError: it is not the text that its name says.
-    """
-    try:
-        yield from packed.iter_rows()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, (OSError, ValueError)):  # bytes that are no UTF-8, records that are none
-            reason = " ".join(str(error.cause).split())[:300]
-            raise UserError(f"source: cannot be read: {reason}") from error
-        raise
 
 
 class ShardWriter:

@@ -91,7 +91,8 @@ def fails(
         assert not (tmp_path / "runs").exists()
         return err.removeprefix("error: ").rstrip()
 
-    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model", capsys=capsys)
+    recipe_file = str(tiny / "tiny.yaml")
+    return SimpleNamespace(of=of, directory=tmp_path, model=tiny / "model", recipe=recipe_file, capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,7 @@ def fails(
         ("name=.", "name", ["one folder", "'.'"]),
         ("name=a/b", "name", ["one folder", "'a/b'"]),
         ('name="a\\0b"', "name", ["NUL", "x00"]),
+        ("tracking.uri=foo://x", "tracking.uri", ["foo://x", "MLflow has no store foo://", "sqlite"]),
         (f"name={'n' * 101}", "name", ["at most 100 bytes", "not 101"]),
         ("output=''", "output", ["a directory or a URI", "''"]),
         ('output="a\\0b"', "output", ["NUL", "x00"]),
@@ -222,44 +224,41 @@ def test_files_that_are_not_what_their_name_says(fails: SimpleNamespace) -> None
     (fails.directory / "b.jsonl").write_text("\n")
     (fails.directory / "c.parquet").write_text("text")
     said = [fails.of(f"data.heldout.source={fails.directory}/{name}") for name in ("a.jsonl", "b.jsonl", "c.parquet")]
-    assert said[0] == "data.heldout.source: a.jsonl: line 1 is not a JSON record"
+    assert said[0] == "data.heldout.source: a.jsonl: line 1 is not a JSON record; each line has to be one"
     assert said[1] == "data.heldout.source: b.jsonl: nothing but empty files"
     assert said[2].startswith("data.heldout.source: c.parquet is not a parquet file")
 
 
 def test_text_as_people_have_it(fails: SimpleNamespace) -> None:
-    """What is refused names file and line; a record without text is none, and skipped."""
+    """What is refused names file and line, in ``plan`` and ``run`` alike."""
     files = fails.directory
 
     def of(name: str, *lines: bytes) -> str:
         (files / name).write_bytes(b"\n".join(lines) + b"\n")
         values = f"{{source: {files}/{name}, share: [0, 100], tokens: 1000000}}"
-        return fails.of(f"data.heldout={values}").removeprefix("data.heldout.")
+        line = fails.of(f"data.heldout={values}")
+        assert main(["plan", "--recipe", fails.recipe, f"output={files}/runs", f"data.heldout={values}"]) == 2
+        assert fails.capsys.readouterr().err == f"error: {line}\n"
+        return line.removeprefix("data.heldout.")
 
     good = b'{"text": "the mask keeps a weight"}'
     said = of("latin1.jsonl", good, '{"text": "café"}'.encode("latin-1"))
     assert said == "source: latin1.jsonl: line 2 is not UTF-8; convert the file to it"
-    said = of("bom.jsonl", b"\xef\xbb\xbf" + good)
-    assert said == "source: bom.jsonl begins with a byte order mark; save it without"
-    said = of("list.jsonl", good, b'{"text": [{"role": "user", "content": "a"}]}')
+    said = of("list.jsonl", good, b'{"text": ["a"]}')
     assert said == "text_field: line 2 of list.jsonl: text holds a list, not text"
-    assert of("number.jsonl", good, b'{"text": 5}') == "text_field: line 2 of number.jsonl: text holds 5, not text"
     assert of("no.jsonl.gz", good).startswith("source: no.jsonl.gz cannot be read after line 0")
-    said = of("some.jsonl", good, b'{"text": null}', b'{"title": "none"}', b'{"text": ""}', good)
-    assert "some.jsonl has" in said
-    assert "in 2 documents" in said
-    pq.write_table(pa.table({"text": [["a"], ["b"]]}), files / "lists.parquet")
-    line = fails.of(f"data.heldout.source={files}/lists.parquet")
-    assert line == "data.heldout.text_field: a record of lists.parquet: text holds a list, not text"
     (files / "a.jsonl").write_bytes(good)
     (files / "b.jsonl").write_text('{"content": "a"}\n')
     line = fails.of(f"data.heldout.source={files}/[ab].jsonl")
     assert line == "data.heldout.text_field: no field text; the records of b.jsonl have content"
+    (files / "folder.jsonl").mkdir()
+    line = fails.of(f"data.heldout.source={files}/folder.jsonl")
+    assert line.startswith(f"data.heldout.source: {files}/folder.jsonl is a folder; give its files")
 
 
 @pytest.mark.parametrize("form", ["txt", "jsonl", "jsonl.gz", "parquet"])
-def test_a_corpus_that_is_too_small_says_how_many_tokens_it_has(fails: SimpleNamespace, form: str) -> None:
-    texts = [sentences(seed, 3) for seed in range(20)]
+def test_a_corpus_of_less_than_a_batch_says_how_much_it_has(fails: SimpleNamespace, form: str) -> None:
+    texts = [sentences(seed, 1) for seed in range(3)]
     file = fails.directory / f"small.{form}"
     match form:
         case "txt":
@@ -272,24 +271,30 @@ def test_a_corpus_that_is_too_small_says_how_many_tokens_it_has(fails: SimpleNam
                 lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(fails.model)))
     tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
-    given = [f"data.calibration.source={file}", "data.calibration.share=[0,100]"]
-    line = fails.of(*given, "data.calibration.tokens=100000")
-    said = f"data.calibration.tokens: small.{form} has {tokens} tokens in 20 documents, fewer than the"
-    assert line == f"{said} 100000 asked for"
-    # One token too few, by rows: what is asked for is rounded up to whole rows.
-    assert fails.of(*given, f"data.calibration.tokens={tokens}") == f"{said} {tokens} asked for in whole rows of 32"
-    line = fails.of(given[0], "data.calibration.share=[0,50]", f"data.calibration.tokens={tokens}")
-    assert "in its share [0, 50], fewer than" in line
+    given = [f"data.calibration.source={file}", "data.calibration.tokens=100000"]
+    line = fails.of(*given, "data.calibration.share=[0,100]")
+    assert line == (
+        f"data.calibration.tokens: small.{form} has {tokens} tokens in 3 documents; 4 rows of 32 tokens are needed at "
+        f"least, and it fills {tokens // 32}"
+    )
+    assert "in 0 documents in its share [0, 1]; 4 rows" in fails.of(*given, "data.calibration.share=[0,1]")
 
 
-def test_counting_stops_where_there_is_enough(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(tiny / "model")))
-    corpus = CorpusConfig(source=str(tiny / "text.jsonl"))
-    everything = local_files.count([corpus.source], corpus, tokenizer, enough=10**9)
-    assert everything[0] == 400
-    documents, tokens = local_files.count([corpus.source], corpus, tokenizer, enough=1)
-    assert documents == local_files.BATCH
-    assert 1 <= tokens < everything[1]
+def test_a_plan_says_that_there_is_less_text_than_requested(
+    fails: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One token too few, by rows: what is asked for is rounded up to whole rows."""
+    corpus = CorpusConfig(source=str(fails.model.parent / "text.jsonl"), share=(0, 60))
+    tokenizer = loading.load_tokenizer(loading.ModelConfig(source=str(fails.model)))
+    found = local_files.count([corpus.source], corpus, tokenizer, 10**9)
+    command = ["plan", "--recipe", fails.recipe, f"output={fails.directory}/runs", "data.heldout.share=[60, 61]"]
+    for tokens, few in ((found.tokens // 32 * 32, False), (found.tokens // 32 * 32 + 1, True)):
+        assert main([*command, f"data.calibration.tokens={tokens}"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        expected = f"data.calibration.tokens: text.jsonl has {found.tokens} tokens in {found.documents} documents"
+        rows = found.tokens // 32
+        expected += f" in its share [0, 60], fewer than the {tokens} requested; its {rows} rows of 32 are all there is"
+        assert (expected in said) == few, said
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(fails: SimpleNamespace) -> None:

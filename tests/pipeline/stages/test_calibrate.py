@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from conftest import sentences
 from pipeline.artifacts.packed_rows import PackedRows
 from pipeline.artifacts.store import MANIFEST
 from pipeline.config import CorpusConfig, DataConfig, ModelConfig
-from pipeline.data import corpora
+from pipeline.data import corpora, local_files
 from pipeline.errors import UserError
 from pipeline.execution.ray_cluster import start_ray, stop_ray
 from pipeline.model.loading import load_tokenizer
@@ -43,6 +45,7 @@ def _run(
     apart: list[Calibrate] | None = None,
     shards: int = 3,
     tokenizer_workers: int | None = None,
+    least: int = 1,
 ) -> tuple[Calibrate, dict]:  # type: ignore[type-arg]
     text = Calibrate(
         store=str(directory),
@@ -54,6 +57,7 @@ def _run(
         model=PinnedModel(ModelConfig(source=str(model)), ""),
         apart=tuple(apart or ()),
         keep_texts=True,
+        least=least,
     )
     text.run()
     return text, text.facts
@@ -138,28 +142,8 @@ def test_a_data_set_on_the_hub_gives_the_rows_of_a_file(
     monkeypatch.setattr(calibrate, "BLOCK_BYTES", 1 << 11)
     stage, _ = _run(tmp_path, "hub", CorpusConfig(source="hub:a/b", tokens=TOKENS), tiny / "model", None, 5, 2)
     assert _files(stage) == _files(one[0])
-    with pytest.raises(UserError, match="text_field: no field body; the records have id, text"):
+    with pytest.raises(UserError, match="text_field: no field body; the records of hub:a/b have id, text"):
         _run(tmp_path, "field", CorpusConfig(source="hub:a/b", text_field="body", tokens=TOKENS), tiny / "model")
-
-
-def test_long_text_is_tokenised_in_parts(monkeypatch: pytest.MonkeyPatch, tiny: Path, documents: list[str]) -> None:
-    tokenizer = load_tokenizer(ModelConfig(source=str(tiny / "model")))
-    together = calibrate._encode(documents, tokenizer)
-    assert len(together) == len(documents)
-    sizes = []
-
-    def watched(texts: list[str], **options: Any) -> Any:
-        sizes.append(sum(map(len, texts)))
-        return tokenizer(texts, **options)
-
-    watched.eos_token_id = tokenizer.eos_token_id  # type: ignore[attr-defined]
-    monkeypatch.setattr(calibrate, "TOKENISED_TOGETHER", 500)
-    apart = calibrate._encode(documents, watched)
-    assert all(np.array_equal(a, b) and a.dtype == np.int32 for a, b in zip(together, apart, strict=True))
-    longest = max(map(len, documents))
-    assert len(sizes) > 10
-    assert max(sizes) < 500 + longest
-    assert calibrate._encode([], tokenizer) == []
 
 
 def test_a_shuffled_view_holds_the_same_rows(tiny: Path, tmp_path: Path) -> None:
@@ -192,15 +176,49 @@ def test_shares_split_one_source(tiny: Path, tmp_path: Path) -> None:
     assert not texts[0] & texts[1]
 
 
-def test_a_corpus_that_is_too_small_says_how_much_it_has(tiny: Path, tmp_path: Path) -> None:
+def test_a_corpus_that_is_too_small_is_taken_whole_where_it_fills_a_batch(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(source=str(tiny / "model")))
     corpus = CorpusConfig(source=str(tiny / "text.jsonl"), tokens=10**7)
-    with pytest.raises(UserError, match=r"text.jsonl has \d+ tokens .* fewer than the 10000000 asked for"):
-        _run(tmp_path, "x", corpus, tiny / "model")
+    counted = local_files.count([corpus.source], corpus, tokenizer, 10**7)
+    stage, facts = _run(tmp_path, "x", corpus, tiny / "model", least=counted.tokens // 32)
+    assert (facts["documents"], facts["tokens_read"]) == (400, counted.tokens)
+    assert facts["rows"] == len(stage.read()) == counted.tokens // 32
+    assert facts["tokens"] == facts["rows"] * 32
+    assert facts["dropped_tail_tokens"] == counted.tokens % 32
+    with pytest.raises(UserError, match=rf"text.jsonl has {counted.tokens} tokens in 400 documents; \d+ rows of 32"):
+        _run(tmp_path, "y", corpus, tiny / "model", least=counted.tokens // 32 + 1)
+    assert not list(tmp_path.glob("calibrate/y-*/manifest.json"))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(UserError, match=r"empty.jsonl has 0 tokens"):
-        _run(tmp_path, "y", CorpusConfig(source=str(empty), tokens=10), tiny / "model")
-    assert Calibrate(str(tmp_path), "calibrate", "x", "0").manifest() is None
+    with pytest.raises(UserError, match=r"empty.jsonl has 0 tokens in 0 documents; 1 rows of 32 tokens are needed"):
+        _run(tmp_path, "z", CorpusConfig(source=str(empty), tokens=10), tiny / "model")
+
+
+def test_one_long_document_gives_no_more_than_is_taken_of_it(tiny: Path, tmp_path: Path) -> None:
+    text = " ".join(sentences(seed, 12) for seed in range(400)) * 10
+    file = write_lines(tmp_path / "long.jsonl", [text])
+    corpus = CorpusConfig(source=str(file), tokens=4096)
+    _, facts = _run(tmp_path, "long", corpus, tiny / "model")
+    counted = local_files.count([str(file)], corpus, load_tokenizer(ModelConfig(source=str(tiny / "model"))), 4096)
+    assert facts["documents"] == 1
+    assert facts["tokens_read"] == counted.tokens < len(text) / 10
+
+
+def test_conversations_are_packed_as_the_texts_of_the_template(tiny: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny / "model", model)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}")
+    texts = [sentences(seed, 12) for seed in range(60)]
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": text[:9]}] for text in texts]
+    rendered = [f"<user> {text}\n<assistant> {text[:9]}\n" for text in texts]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    write_lines(tmp_path / "texts.jsonl", rendered)
+    cases = (("chats", "messages"), ("texts", "text"))
+    made = [
+        _run(tmp_path, n, CorpusConfig(source=str(tmp_path / f"{n}.jsonl"), text_field=f, tokens=2048), model)[0]
+        for n, f in cases
+    ]
+    assert _files(made[0]) == _files(made[1])
 
 
 def test_records_without_text_are_left_out_and_counted(tiny: Path, tmp_path: Path) -> None:
@@ -222,19 +240,36 @@ def test_records_without_text_are_left_out_and_counted(tiny: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"text": ["a", "b"]}'], r"text_field: a record's text holds a list, not text"),
-        (['{"text": 5}'], r"text_field: a record's text holds 5, not text"),
-        (['{"body": "a"}'], r"text_field: no field text; the records have body"),
-        (['{"text": "caf\udce9"}'], r"source: cannot be read: .*utf-8"),
+        (['{"text": ["a", "b"]}'], r"text_field: line 61 of bad.jsonl: text holds a list, not text"),
+        (['{"text": "caf\udce9"}'], r"source: bad.jsonl: line 61 is not UTF-8; convert the file to it"),
+        (["cut o"], r"source: bad.jsonl: line 61 is not a JSON record; each line has to be one"),
     ],
 )
 def test_what_a_user_has_to_mend_comes_out_of_ray_data_in_one_line(
     tiny: Path, tmp_path: Path, lines: list[str], message: str
 ) -> None:
-    (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n", errors="surrogateescape")
-    with pytest.raises(UserError, match=message) as caught:
-        _run(tmp_path, "bad", CorpusConfig(source=str(tmp_path / "bad.jsonl"), tokens=64), tiny / "model")
-    assert "\n" not in str(caught.value)
+    """Where what stands before it fills the rows, it is not come to; as in the look before a run."""
+    good = (tiny / "text.jsonl").read_text().splitlines()[:60]
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join([*good, *lines]) + "\n", errors="surrogateescape")
+    tokenizer = load_tokenizer(ModelConfig(source=str(tiny / "model")))
+    for tokens in (1024, 10**6):
+        corpus = CorpusConfig(source=str(file), tokens=tokens)
+        with contextlib.nullcontext() if tokens == 1024 else pytest.raises(UserError, match=f"^{message}$"):
+            local_files.count([str(file)], corpus, tokenizer, tokens)
+        with (
+            contextlib.nullcontext()
+            if tokens == 1024
+            else pytest.raises(UserError, match=rf"^data\.bad{tokens}\.{message}$")
+        ):
+            _run(tmp_path, f"bad{tokens}", corpus, tiny / "model")
+
+
+def test_a_file_without_the_field_beside_others_is_named(tiny: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [sentences(seed, 12) for seed in range(9)])
+    (tmp_path / "b.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(UserError, match=r"^data\.x\.text_field: no field text; the records of b.jsonl have body$"):
+        _run(tmp_path, "x", CorpusConfig(source=str(tmp_path / "*.jsonl"), tokens=10**6), tiny / "model")
 
 
 def test_text_files_split_at_blank_lines(tiny: Path, tmp_path: Path) -> None:
