@@ -68,7 +68,7 @@ class Checkpoint:
     """
 
     def __init__(self, source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> None:
-        self.source, self._revision, self._trust = str(source), revision, trust_remote_code
+        self.source, self.revision, self.trust_remote_code = str(source), revision, trust_remote_code
         check_no_adapter_files(self.source)
         self.config = self._from_pretrained(AutoConfig)
         self.files = self._find_files()
@@ -104,7 +104,7 @@ class Checkpoint:
         return checked(loaded, self.source).eval()
 
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:
-        options |= {"revision": self._revision, "trust_remote_code": self._trust}
+        options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         return attempt(self.source, lambda: auto.from_pretrained(self.source, **options))
 
     def _find_files(self) -> list[Path]:
@@ -125,7 +125,7 @@ class Checkpoint:
         return [file for file in files if file is not None]
 
     def _find(self, name: str) -> Path | None:
-        options = {"revision": self._revision, "_raise_exceptions_for_missing_entries": False}
+        options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
         found = attempt(self.source, lambda: cached_file(self.source, name, **options))
         return Path(found) if found else None
 
@@ -168,6 +168,10 @@ class StoredTensors:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def as_stored(self, name: str) -> bool:
+        """Whether a tensor lies in the files under its own name."""
+        return name in self._where and self._where[name][1] == name
 
     def get(self, name: str) -> Tensor:
         """The tensor, read now."""

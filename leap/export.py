@@ -29,19 +29,29 @@ def apply_masks(model: nn.Module, pruned: Pruned) -> dict[str, float]:
     """
     sparsity = {}
     for number, (name, linear) in enumerate(prunable_linears(model).items()):
-        mask, weight = pruned(number, name)
-        if mask.shape != linear.weight.shape or mask.dtype != torch.bool:
-            raise ValueError(f"{name}: mask {mask.dtype} {list(mask.shape)} for a weight {list(linear.weight.shape)}")
+        mask, weight = check_pruned(name, linear.weight, *pruned(number, name))
         if weight is not None:
-            if weight.shape != linear.weight.shape:
-                raise ValueError(f"{name}: new weight {list(weight.shape)} for {list(linear.weight.shape)}")
-            weight = weight.to(linear.weight)
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"{name}: the new weight holds NaN or Inf")
             linear.weight.copy_(weight)
-        linear.weight.masked_fill_(~mask.to(linear.weight.device), 0)
+        linear.weight.masked_fill_(~mask, 0)
         sparsity[name] = 1 - int(mask.count_nonzero()) / mask.numel()
     return sparsity
+
+
+def check_pruned(name: str, dense: Tensor, mask: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Mask and new weight of a layer on the device of its dense weight, the weight in its dtype.
+
+    Raises:
+        ValueError: see :func:`apply_masks`.
+    """
+    if mask.shape != dense.shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name}: mask {mask.dtype} {list(mask.shape)} for a weight {list(dense.shape)}")
+    if weight is not None:
+        if weight.shape != dense.shape:
+            raise ValueError(f"{name}: new weight {list(weight.shape)} for {list(dense.shape)}")
+        weight = weight.to(dense)
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name}: the new weight holds NaN or Inf")
+    return mask.to(dense.device), weight
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from pipeline.artifacts.logit_checkpoint import Checkpoint
 
 
 def learned_masks(
-    checkpoint: Checkpoint, linears: dict[str, nn.Linear], sparsity: float, family: MaskFamily
+    checkpoint: Checkpoint, linears: Mapping[str, nn.Linear], sparsity: float, family: MaskFamily
 ) -> Callable[[str], Tensor]:
     """Exact masks [out, in] from learned logits, by the name of a layer.
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leap.export import export, zeros
+from leap.stream_export import StreamExport, stored_zeros
 from leap.surgery import prunable_linears
 from pipeline.model import loading
 from pipeline.model.sizes import Sizes
@@ -61,7 +64,8 @@ class Harden(Stage[Exported]):
     def run(self) -> None:
         """Write the pruned model, and count its zeros."""
         model = self.model.config
-        loaded = loading.load_model(model)
+        checkpoint, dtype = loading.checkpoint(model), getattr(torch, model.dtype)
+        tokenizer = loading.load_tokenizer(model)
         about = {
             "model": model.source,
             "revision": model.revision,
@@ -71,11 +75,18 @@ class Harden(Stage[Exported]):
             "scope": self.source.scope,
             "pattern": self.source.pattern,
         }
-        with self.directory.work() as (directory, facts):
-            pruned, changed = self.source.pruned(prunable_linears(loaded), self.sparsity)
-            layers = export(loaded, loading.load_tokenizer(model), pruned, directory, about)
+        with self.directory.work() as (directory, facts), StreamExport(checkpoint, dtype) as streamed:
+            # Zeros are counted in what was written, not in what was meant.
+            if streamed.possible:
+                pruned, changed = self.source.pruned(streamed.layers, self.sparsity)
+                layers = streamed.write(tokenizer, pruned, directory, about)
+                zero, numel = stored_zeros(loading.checkpoint(model, directory))
+            else:
+                loaded = loading.load(checkpoint, model)
+                pruned, changed = self.source.pruned(prunable_linears(loaded), self.sparsity)
+                layers = export(loaded, tokenizer, pruned, directory, about)
+                zero, numel = zeros(loading.load_model(model, directory))
             (directory / _LAYERS).write_text(json.dumps(layers, indent=1))
-            zero, numel = zeros(loading.load_model(model, directory))  # of what was written, not of what was meant
             facts |= {
                 **about,
                 "weights_changed": changed,

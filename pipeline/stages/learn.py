@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class Learn(MaskSource[Checkpoint]):
         history: list[dict[str, Any]] = self.read().facts["history"]
         return history
 
-    def pruned(self, linears: dict[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:
+    def pruned(self, linears: Mapping[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:
         masks = learned_masks(self.read(), linears, sparsity, self.config.settings.family)
         if self.config.settings.weights != "prior":
             return (lambda _, name: (masks(name), None)), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -99,7 +100,7 @@ class Prior(MaskSource[PriorArtifact]):
     def read(self) -> PriorArtifact:
         return PriorArtifact(self.directory.path())
 
-    def pruned(self, linears: dict[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:  # noqa: ARG002 - its own
+    def pruned(self, linears: Mapping[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:  # noqa: ARG002 - its own
         return self.read().pruned, METHODS[self.method].changes_weights
 
     def seconds(self) -> float:

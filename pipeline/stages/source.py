@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,7 +39,7 @@ class MaskSource(Stage[Result]):
         return None
 
     @abstractmethod
-    def pruned(self, linears: dict[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:
+    def pruned(self, linears: Mapping[str, nn.Linear], sparsity: float) -> tuple[Pruned, bool]:
         """Exact masks and new weights of finished work, and whether there are any new weights.
 
         Args:
