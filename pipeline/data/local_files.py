@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import CorpusConfig
 from pipeline.data import corpora, documents
 from pipeline.data.tokenise import encode
+from pipeline.errors import UserError
 
 #: Documents that are tokenised together.
 BATCH = 64
@@ -67,15 +68,20 @@ def count(
                 result.hashes.add(key)
         waiting.clear()
 
-    for file in files:
-        for text in documents.of_file(file, corpus.text_field, render):
-            if text is not None and corpora.in_share(text, corpus.share):
-                key = corpora.document_hash(text)
-                if key not in excluded:
-                    waiting.append((text, key))
-            if len(waiting) == BATCH:
-                take()
-                if result.tokens >= wanted:
-                    return result
+    try:
+        for file in files:
+            for text in documents.of_file(file, corpus.text_field, render):
+                if text is not None and corpora.in_share(text, corpus.share):
+                    key = corpora.document_hash(text)
+                    if key not in excluded:
+                        waiting.append((text, key))
+                if len(waiting) == BATCH:
+                    take()
+                    if result.tokens >= wanted:
+                        return result
+    except UserError:
+        take()
+        if result.tokens < wanted:  # else a run does not come to that record
+            raise
     take()
     return result
