@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from leap.layerwise import METHODS, InputStatistics, Target, reconstruct, reconstruct_sweep, sweep
+from leap.layerwise.selection import prune_count
 from leap.surgery import decoder_blocks, prunable_linears
 
 SIZES = {"vocab_size": 97, "num_hidden_layers": 2, "max_position_embeddings": 32}
@@ -113,7 +114,9 @@ def test_new_weights_are_installed_and_seen_by_the_next_block(model):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_sweeps_to_exact_sparsity(llama, method):
     for _, result in sweep(llama, ROWS, method, HALF):
-        assert (~result.mask).sum(1).eq(round(0.5 * result.mask.shape[1])).all()
+        pruned = (~result.mask).sum(1)
+        assert pruned.sum() == prune_count(0.5, result.mask.numel())
+        assert pruned.max() - pruned.min() <= result.mask.shape[1] % 2  # half of an odd number of columns
 
 
 def test_batch_size_and_spilling_change_nothing_but_rounding(llama, tmp_path):
