@@ -18,6 +18,8 @@ if importlib.util.find_spec("leap_kernels") is None:
     # A source checkout that nobody installed, such as the working directory of a Ray job.
     sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
 
+from leap.registration import register_quantiser
+
 if TYPE_CHECKING:
     from leap.api import PruneResult, prune
     from leap.export import zeros
@@ -66,3 +68,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_quantiser()

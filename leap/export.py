@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from leap.checkpoint import untie
-from leap.packed import FILE_NAME, save_masks
+from leap.packed import FILE_NAME, OLD_FILE_NAME, save_masks
 from leap.surgery import prunable_linears, undo_rescaling
+from leap.weight_index import index_single_file
 
 #: Gives a layer's mask (bool [out, in]) and, where weights were changed, its new weight, by number and name. An export
 #: asks twice, first layer by layer for the weights and then for the mask file, so that nobody holds all masks at once.
@@ -57,7 +58,7 @@ def check_pruned(name: str, dense: Tensor, mask: Tensor, weight: Tensor | None) 
 def export(
     model: PreTrainedModel, tokenizer: Any, pruned: Pruned, directory: Path, about: dict[str, Any]
 ) -> dict[str, float]:
-    """Write the pruned model, its tokenizer and ``masks.safetensors``; ``model`` is pruned in place.
+    """Write the pruned model, its tokenizer and ``masks.leap``; ``model`` is pruned in place.
 
     Args:
         tokenizer: None writes a directory without one.
@@ -74,11 +75,37 @@ def export(
     _say_untied(model)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
+    index_single_file(directory)
+    (directory / OLD_FILE_NAME).unlink(missing_ok=True)  # of an export before this one
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     masks = ((name, pruned(number, name)[0]) for number, name in enumerate(sparsity))
     save_masks(directory / FILE_NAME, masks, about)
     return sparsity
+
+
+def check_exportable(model: PreTrainedModel) -> None:
+    """Make sure, before anything is learned, that a model can be written; one that was read from GGUF is made so.
+
+    The weights of such a model were dequantised in loading: only a note on where they came from forbids saving them.
+
+    Raises:
+        ValueError: its weights are quantised.
+    """
+    quantiser = getattr(model, "hf_quantizer", None)
+    quantised = getattr(model.config, "quantization_config", None)
+    if quantiser is None and quantised is None:
+        return
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+    method = getattr(method, "value", method)
+    if method != "gguf" or getattr(quantiser, "packed_modules", None):
+        raise ValueError(
+            f"{type(model).__name__}: its weights are quantised ({method}); give the model that it was made from"
+        )
+    if quantiser is not None:
+        quantiser.remove_quantization_config(model)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def _say_untied(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Masks at one bit per weight in a safetensors file.
+"""Masks at one bit per weight, in a file that is laid out as safetensors are.
 
 A mask [out, in] is stored as uint8 [⌈out·in / 8⌉]: row-major, the lowest bit first, 1 = kept. The file's metadata holds
 the shapes, whatever identifies the model the masks belong to, and a hash of the whole file. Equal masks and facts make
@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: Name of the file beside the weights of an exported model.
-FILE_NAME = "masks.safetensors"
+#: Name of the file beside the weights of an exported model. No engine takes one with this suffix for weights.
+FILE_NAME = "masks.leap"
+#: Its name in exports of version 0.1.0.
+OLD_FILE_NAME = "masks.safetensors"
 #: The one key of the metadata: safetensors writes several in random order.
 _KEY = "leap-masks"
 _VERSION = 2
@@ -100,11 +102,16 @@ def _checked(path: Path, text: str | None) -> dict[str, Any]:
     return facts
 
 
+def mask_file_in(directory: Path) -> Path | None:
+    """The mask file of a pruned model's directory, if it has one."""
+    return next((path for name in (FILE_NAME, OLD_FILE_NAME) if (path := directory / name).exists()), None)
+
+
 class MaskFile:
     """Reads a file that :func:`save_masks` wrote, layer by layer.
 
     Args:
-        path: the file, or the directory of a pruned model that holds it as ``masks.safetensors``.
+        path: the file, or the directory of a pruned model that holds it as ``masks.leap``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,7 +121,7 @@ class MaskFile:
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if path.is_dir():
-            path /= FILE_NAME
+            path = mask_file_in(path) or path / FILE_NAME
         try:
             self._file = safe_open(path, framework="pt")
             metadata = self._file.metadata() or {}

@@ -1,6 +1,8 @@
 """Sparse checkpoints: a model directory whose pruned layers are stored packed. ``kernels/README.md`` specifies it.
 
 The tensors lie in safetensors shards; ``sparse.json``, written last, names each one's shard, dtype, shape and SHA-256.
+The index that transformers knows lies beside it, and config.json names the quantiser, so that ``from_pretrained`` reads
+the directory after ``import leap``, see :mod:`leap.quantiser`.
 Writing holds one shard in memory, reading one tensor.
 """
 
@@ -23,11 +25,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from leap.checkpoint import Checkpoint, CheckpointError, StoredTensors
-from leap.packed import FILE_NAME, MaskFile
+from leap.packed import MaskFile, mask_file_in
+from leap.sparse_format import FORMAT, METHOD, VERSION
 from leap.surgery import prunable_linears, shared_linears
+from leap.weight_index import write_index
 
 INDEX = "sparse.json"
-FORMAT, VERSION = "leap-sparse", 2
 #: How a matrix may be packed, by the name that the index gives for each layer.
 _MATRICES = {"BMP128": BMP128}
 #: Version 1 named no format: there was none but this.
@@ -103,8 +106,8 @@ def write_sparse(
     source, target = Path(source), Path(target)
     if (target / INDEX).exists():
         raise FileExistsError(f"{target} holds a sparse checkpoint already")
-    if masks is None and (source / FILE_NAME).exists():
-        masks = MaskFile(source)
+    if masks is None and (file := mask_file_in(source)):
+        masks = MaskFile(file)
     checkpoint = Checkpoint(source, trust_remote_code=trust_remote_code)
     model = skeleton(checkpoint.config, trust_remote_code=trust_remote_code)
     if shared := shared_linears(model):
@@ -139,6 +142,8 @@ def write_sparse(
             shutil.copyfile(path, target / path.name)
     if checkpoint.untied:
         checkpoint.config.save_pretrained(target)
+    _name_quantiser(target / "config.json")
+    write_index(target, {name: entry.file for name, entry in writer.entries.items()}, writer.bytes)
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -240,6 +245,13 @@ class SparseCheckpoint:
         if (_dtype(tensor), list(tensor.shape)) != (entry.dtype, entry.shape) or _hash(tensor) != entry.sha256:
             raise SparseCheckpointError(f"{name}: {self.directory / entry.file} was altered, its hash does not fit")
         return tensor
+
+
+def _name_quantiser(path: Path) -> None:
+    """Say in a config.json which quantiser reads the weights; other engines refuse them by it."""
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {"quant_method": METHOD, "format": FORMAT, "version": VERSION}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _groups(model: nn.Module) -> dict[str, list[str]]:

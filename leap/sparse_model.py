@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from leap_kernels import BMP128, SparseLinear, pack
 from leap_kernels.dispatch import format_for
-from leap_kernels.idx8 import from_bmp128
+from leap_kernels.idx8 import IDX8, from_bmp128
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
@@ -28,8 +28,13 @@ def sparsify(model: nn.Module, masks: MaskFile | None = None) -> None:
 
 def packed_linear(weight: BMP128, bias: Tensor | None) -> SparseLinear:
     """A layer that holds ``weight`` in the format that decodes fastest on the device it lies on."""
+    return SparseLinear(fastest_format(weight), bias)
+
+
+def fastest_format(weight: BMP128) -> BMP128 | IDX8:
+    """``weight`` in the format that decodes fastest on the device it lies on."""
     matrix_format = format_for(weight.vals.device, weight.vals.dtype, weight.shape[1])
-    return SparseLinear(from_bmp128(weight) if matrix_format == "idx8" else weight, bias)
+    return from_bmp128(weight) if matrix_format == "idx8" else weight
 
 
 def load_sparse(

@@ -58,10 +58,13 @@ class SparseLinear(nn.Module):
     def __init__(self, weight: BMP128 | IDX8, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._hold(weight)
+        self.hold(weight)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
-    def _hold(self, weight: BMP128 | IDX8) -> None:
+    def hold(self, weight: BMP128 | IDX8) -> None:
+        """Take another matrix of the same shape, in either format."""
+        for name in ("bits", "off", "row_base", "start", "base", "index"):
+            self._buffers.pop(name, None)
         self._matrix = weight
         self.matrix_format: Format = "idx8" if isinstance(weight, IDX8) else "bmp128"
         for name, tensor in weight.tensors().items():
@@ -123,7 +126,7 @@ class SparseLinear(nn.Module):
         except ValueError as error:
             error_msgs.append(f"{prefix.removesuffix('.')}: {error}")
             return
-        self._hold(from_bmp128(matrix) if self.matrix_format == "idx8" else matrix)
+        self.hold(from_bmp128(matrix) if self.matrix_format == "idx8" else matrix)
         if bias is not None:
             self.register_buffer("bias", bias)
         elif self.bias is not None:

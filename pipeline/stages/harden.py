@@ -1,4 +1,4 @@
-"""Exact masks → a Hugging Face directory with zeros and ``masks.safetensors``."""
+"""Exact masks → a Hugging Face directory with zeros and ``masks.leap``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Harden(Stage[Exported]):
     """The export of one variant."""
 
     KIND = PHASE = "harden"
-    VERSION = 1
+    VERSION = 2
 
     model: PinnedModel
     method: str

@@ -64,7 +64,7 @@ def _upload(client: MlflowClient, run_id: str, export: Path, folder: str) -> Non
     pyfunc.add_to_model(described, loader_module="mlflow.transformers")
     client.log_artifacts(run_id, str(export), f"{folder}/model")
     for file in export.iterdir():
-        if not file.name.endswith(".safetensors"):
+        if not file.name.endswith((".safetensors", ".leap", ".index.json")):
             client.log_artifact(run_id, str(file), f"{folder}/components/tokenizer")
     needed = "".join(f"{package}=={installed(package)}\n" for package in ("torch", "transformers"))
     client.log_text(run_id, needed, f"{folder}/requirements.txt")

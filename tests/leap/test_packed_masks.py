@@ -53,8 +53,8 @@ MASKS = {"model.b.weight": torch.eye(5, 7).bool(), "model.a": torch.zeros(3, 1).
 
 def test_a_file_gives_back_masks_facts_and_order(tmp_path):
     about = {"model": "nano", "sparsity": 0.5, "revision": None, "nested": {"é": [1, 2]}}
-    save_masks(tmp_path / "masks.safetensors", iter(MASKS.items()), about)
-    for path in (tmp_path, str(tmp_path / "masks.safetensors")):
+    save_masks(tmp_path / "masks.leap", iter(MASKS.items()), about)
+    for path in (tmp_path, str(tmp_path / "masks.leap")):
         file = MaskFile(path)
         assert file.about == about
         assert list(file) == list(MASKS)
@@ -99,7 +99,7 @@ def test_equal_masks_make_equal_files(tmp_path):
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
-    path = tmp_path / "masks.safetensors"
+    path = tmp_path / "masks.leap"
     mask = torch.rand(40, 30, generator=torch.Generator().manual_seed(0)) < 0.5
     save_masks(path, iter({"model.layers.0.q_proj": mask, "model.layers.0.k_proj": ~mask}.items()), ABOUT)
     whole = path.read_bytes()
@@ -108,11 +108,11 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
     bits = [rng.randrange(8 * len(whole)) for _ in range(100)] + [rng.randrange(8 * (8 + header)) for _ in range(200)]
     for bit in bits:
         path.write_bytes(flipped(whole, bit))
-        with pytest.raises(ValueError, match=r"masks\.safetensors"):
+        with pytest.raises(ValueError, match=r"masks\.leap"):
             MaskFile(path)
     for length in (0, 7, header, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"masks\.safetensors"):
+        with pytest.raises(ValueError, match=r"masks\.leap"):
             MaskFile(path)
 
 

@@ -114,7 +114,7 @@ def test_the_learned_mask_has_its_speed_in_results_report_and_tracking(
 def test_the_export_is_the_masked_model(finished: tuple[Path, str], tiny: Path) -> None:
     output, _ = finished
     export = _one(output, "harden/leap@0.5-*")
-    masks = MaskFile(export / "masks.safetensors")
+    masks = MaskFile(export / "masks.leap")
     dense = AutoModelForCausalLM.from_pretrained(tiny / "model")
     pruned = AutoModelForCausalLM.from_pretrained(export)
     kept = 0
@@ -129,9 +129,9 @@ def test_the_export_is_the_masked_model(finished: tuple[Path, str], tiny: Path) 
 def test_fitted_weights_have_the_learned_mask(finished: tuple[Path, str]) -> None:
     output, _ = finished
     learned, fitted = (_one(output, f"harden/{name}@0.5-*") for name in ("leap", "leap+weights"))
-    masks = dict(MaskFile(learned / "masks.safetensors").items())
+    masks = dict(MaskFile(learned / "masks.leap").items())
     model, new = AutoModelForCausalLM.from_pretrained(learned), AutoModelForCausalLM.from_pretrained(fitted)
-    for name, mask in MaskFile(fitted / "masks.safetensors").items():
+    for name, mask in MaskFile(fitted / "masks.leap").items():
         assert torch.equal(mask, masks[name])
         weight = new.get_submodule(name).weight
         assert not weight[~mask].any()
@@ -209,7 +209,7 @@ ARTEFACTS = [
     "learn/leap@0.5-*/checkpoints/step-000120.json",
     "reconstruct/*/block-0000.safetensors",
     "harden/leap@0.5-*/model.safetensors",
-    "harden/wanda@0.5-*/masks.safetensors",
+    "harden/wanda@0.5-*/masks.leap",
     "evaluate/leap@0.5.words-*/result.json",
     "evaluate/leap@0.5.map-*/density.safetensors",
 ]

@@ -31,7 +31,7 @@ def test_every_call_is_recorded(tmp_path):
             child.log_figure(figure, "figures/loss.png")
         run.log_dict({"rows": np.int64(3)}, "calibration.json")
         run.log_table([{"name": "dense", "acc": 0.5}, {"name": "wanda", "seconds": 1.0}], "results.csv")
-        run.log_artifact(tmp_path / "masks.safetensors", "masks")
+        run.log_artifact(tmp_path / "masks.leap", "masks")
 
     written = records(tmp_path)
     assert [(r["run"], r["event"]) for r in written] == [
