@@ -24,21 +24,26 @@ if TYPE_CHECKING:
     from leap.api import PruneResult, prune
     from leap.export import zeros
     from leap.layerwise.sweep import sweep
+    from leap.lora import merge_lora
     from leap.packed import MaskFile
     from leap.schedules import Schedule
     from leap.settings import DensityControl, LearnSettings
     from leap.sparse_checkpoint import SparseCheckpointError, write_sparse
     from leap.sparse_model import load_sparse
+    from leap.sparse_training import KeepSparse, keep_sparse
 
 # Imported at first use: torch and transformers take seconds, and reading a recipe needs neither.
 _HOME = {
     "DensityControl": "leap.settings",
+    "KeepSparse": "leap.sparse_training",
     "LearnSettings": "leap.settings",
     "MaskFile": "leap.packed",
     "PruneResult": "leap.api",
     "Schedule": "leap.schedules",
     "SparseCheckpointError": "leap.sparse_checkpoint",
+    "keep_sparse": "leap.sparse_training",
     "load_sparse": "leap.sparse_model",
+    "merge_lora": "leap.lora",
     "prune": "leap.api",
     "sweep": "leap.layerwise.sweep",
     "write_sparse": "leap.sparse_checkpoint",
@@ -47,12 +52,15 @@ _HOME = {
 
 __all__ = [
     "DensityControl",
+    "KeepSparse",
     "LearnSettings",
     "MaskFile",
     "PruneResult",
     "Schedule",
     "SparseCheckpointError",
+    "keep_sparse",
     "load_sparse",
+    "merge_lora",
     "prune",
     "sweep",
     "write_sparse",
