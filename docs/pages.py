@@ -10,7 +10,16 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-PATTERNS = ("*.md", "LICENSE", "cluster/*", "kernels/*.md", "docs/**/*.md", "docs/**/*.png", "docs/site.css")
+PATTERNS = (
+    "*.md",
+    "LICENSE",
+    "cluster/*",
+    "kernels/*.md",
+    "docs/**/*.md",
+    "docs/**/*.png",
+    "docs/prune_*",
+    "docs/site.css",
+)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

@@ -27,9 +27,9 @@ from transformers import PreTrainedModel
 
 from leap.api import layerwise_prior, prune
 from leap.benchmarks.budgets import settings_for
-from leap.benchmarks.perplexity import heldout_loss
 from leap.checkpoint import Checkpoint, load_gguf
 from leap.export import apply_masks
+from leap.heldout import heldout_loss
 from leap.layerwise import LayerResult
 from leap.settings import LearnSettings
 from leap.surgery import prunable_linears

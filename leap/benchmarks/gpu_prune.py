@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from leap.api import PruneResult, prune
-from leap.benchmarks.perplexity import heldout_loss
 from leap.checkpoint import Checkpoint
+from leap.heldout import heldout_loss
 from leap.settings import LearnSettings
 
 MODEL = Path(__file__).resolve().parents[2] / "pipeline" / "nano" / "model"

@@ -149,7 +149,8 @@ def test_sparsity_is_exact_within_the_asked_scope(scope, pattern_model, rows):
     for name, linear in prunable_linears(pattern_model).items():
         mask = result.mask(name)
         units = mask if scope == "row" else mask.reshape(1, -1)
-        assert ((~units).sum(1) == round(0.3 * units.shape[1])).all()
+        assert ((~units).sum(1) - 0.3 * units.shape[1]).abs().max() < 1, "spread so that the layer's number is exact"
+        assert (~mask).sum() == round(0.3 * mask.numel())
         assert torch.equal(linear.weight != 0, mask)
 
 
@@ -247,17 +248,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(pattern_model, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": torch.zeros(4, dtype=torch.int64)}, r"rows must be token ids .*\[4\]"),
-        ({"rows": torch.zeros(4, 1, dtype=torch.int64)}, "S >= 2"),
-        ({"rows": torch.zeros(0, 8, dtype=torch.int64)}, "rows must be token ids"),
-        ({"rows": torch.zeros(4, 8)}, "torch.float32"),
+        ({"text": torch.zeros(4, dtype=torch.int64)}, r"rows must be token ids .*\[4\]"),
+        ({"text": torch.zeros(4, 1, dtype=torch.int64)}, "S >= 2"),
+        ({"text": torch.zeros(0, 8, dtype=torch.int64)}, "rows must be token ids"),
+        ({"text": torch.zeros(4, 8)}, "torch.float32"),
         ({"sparsity": 1.0}, "sparsity must be in"),
         ({"prior_options": {"bogus": 1}}, "wanda has no option 'bogus'"),
     ],
 )
 def test_wrong_arguments(change, message, pattern_model, rows):
     with pytest.raises(ValueError, match=message):
-        leap.prune(pattern_model, **{"rows": rows, "sparsity": 0.5, "settings": SHORT, **change})
+        leap.prune(pattern_model, **{"text": rows, "sparsity": 0.5, "settings": SHORT, **change})
 
 
 IMPORTS = """
