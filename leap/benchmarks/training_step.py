@@ -57,6 +57,7 @@ def masked_step(
         steps=1000,
         batch_rows=microbatches,
         weight_reward=0.0,
+        clip=0.0,  # the logits move inside backward, as they do with the project's own settings
         optimiser=optimiser or "adam",
         matrix_rate=matrix_rate,
         distillation=distillation,

@@ -65,7 +65,8 @@ def test_a_step_takes_what_the_plan_says(optimiser: str, length: int, tmp_path: 
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     base = recipe.load("nano")
-    settings = LearnSettings.published(steps=1, batch_rows=1, microbatch_rows=1, optimiser=optimiser)  # type: ignore[arg-type]
+    of_a_row = {"steps": 1, "batch_rows": 1, "microbatch_rows": 1, "clip": 0.0}
+    settings = LearnSettings.published(**of_a_row, optimiser=optimiser)  # type: ignore[arg-type]
     config = base.model_copy(
         update={
             "model": base.model.model_copy(update={"source": str(tmp_path)}),

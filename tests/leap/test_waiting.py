@@ -26,7 +26,7 @@ from leap.settings import LearnSettings
 
 ROWS = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(3))
 SETTINGS = LearnSettings.published(
-    steps=3, batch_rows=4, microbatch_rows=2, learning_rate=0.02, matrix_rate=0.01, distillation=0.3, seed=17
+    steps=3, batch_rows=4, microbatch_rows=2, learning_rate=0.02, matrix_rate=0.01, distillation=0.3, seed=17, clip=0.0
 )
 
 
