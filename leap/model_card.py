@@ -84,7 +84,7 @@ def _by_kind(result: PruneResult) -> dict[str, str]:
     """Share of zeros of the layers that do the same in their blocks."""
     zeros: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, share in result.layer_sparsity.items():
-        size = result.model.get_submodule(name).weight.numel()  # type: ignore[operator, union-attr]
+        size = result.model.get_submodule(name).weight.numel()  # type: ignore[operator]
         of_kind = zeros[name.rpartition(".")[2]]
         of_kind[0] += share * size
         of_kind[1] += size

@@ -99,7 +99,7 @@ class PackedQuantizer(HfQuantizer):
         """Dense linear layers with zeros in place of the packed ones."""
         for name, layer in _packed(model).items():
             weight = layer.weight.unpack().to(dtype)
-            linear = nn.Linear(*weight.shape[::-1], bias=layer.bias is not None, device="meta")
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, device="meta")
             linear.weight = nn.Parameter(weight)
             if layer.bias is not None:
                 linear.bias = nn.Parameter(layer.bias.to(dtype))

@@ -115,10 +115,9 @@ class StreamExport:
         config.dtype = self._dtype
         config.save_pretrained(directory)
         if self._model.can_generate():
+            revision = self._checkpoint.revision or "main"  # of a hub name
             try:
-                generation = GenerationConfig.from_pretrained(
-                    self._checkpoint.source, revision=self._checkpoint.revision
-                )
+                generation = GenerationConfig.from_pretrained(self._checkpoint.source, revision=revision)
             except OSError:  # the checkpoint has none
                 generation = GenerationConfig.from_model_config(config)
             generation.save_pretrained(directory)

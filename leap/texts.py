@@ -47,7 +47,7 @@ def token_rows(text: Text, tokenizer: Any, length: int, tokens: int, field: str 
     rows = list(itertools.islice(documents, max(1, -(-tokens // max(1, len(first))))))
     if len({len(row) for row in rows}) == 1:
         return _checked(torch.tensor(np.array(rows)))
-    return _packed(itertools.chain(rows, documents), tokenizer, length, tokens)
+    return _packed(cast("Iterator[Sequence[int]]", itertools.chain(rows, documents)), tokenizer, length, tokens)
 
 
 def _documents(text: Any, field: str) -> Iterator[str | Sequence[int]]:

@@ -42,7 +42,8 @@ def make(shape: str, folder: Path) -> None:
     specs = {name: (DTYPE, parameter.shape) for name, parameter in model.named_parameters()}
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    names, files = list(specs), {}
+    names = list(specs)
+    files: dict[str, str] = {}
     for first in range(0, len(names), PER_FILE):
         part = names[first : first + PER_FILE]
         file = f"model-{first:05d}.safetensors"

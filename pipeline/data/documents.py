@@ -95,7 +95,8 @@ def text_of(value: Any, render: Render) -> str | None:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"holds a conversation that the tokenizer makes no text of: {reason}") from error
     if not isinstance(value, str):
-        named = {list: "a list", dict: "a mapping", bytes: "bytes"}.get(type(value), str(value)[:60])
+        kinds: dict[type[Any], str] = {list: "a list", dict: "a mapping", bytes: "bytes"}
+        named = kinds.get(type(value), str(value)[:60])
         raise ValueError(f"holds {named}, not text")
     try:
         value.encode()

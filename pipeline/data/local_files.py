@@ -57,7 +57,8 @@ def count(
     Raises:
         UserError: a file or a record up to there cannot be used.
     """
-    result, waiting = Count(), []
+    result = Count()
+    waiting: list[tuple[str, str]] = []
     render = documents.render_with(tokenizer)
 
     def take() -> None:
