@@ -358,7 +358,7 @@ def test_json_lines_and_a_tracking_server_that_is_not_there(finished: tuple[Path
     assert done.stderr.count("is away, the run goes on and keeps its records") == 1
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stages = [event["stage"] for event in events if event["event"] == "stage" and event["state"] == "finished"]
-    assert stages == ["calibrate", "prior", "learn", "reconstruct", "harden", "evaluate", "benchmark", "report"]
+    assert stages == ["calibrate", "prior", "learn", "harden", "evaluate", "report"], "no stage without work"
     assert events[-1]["event"] == "result"
     assert [row["name"] for row in events[-1]["variants"]] == ["dense", "magnitude@0.5", "wanda@0.5", "leap@0.5"]
     assert "records wait for python pipeline/run.py sync" in events[-1]["tracking"]["note"]
