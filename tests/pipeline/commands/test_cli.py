@@ -168,7 +168,7 @@ def fails(
         ("sparsities=[0.5", "sparsities", ["'[0.5'", "YAML"]),
         ("sparsities.x=1", "sparsities.x", ["sparsities is a value, not a section"]),
         ("seed.x=1", "seed", ["valid integer"]),
-        ("model.source=./nowhere", "model.source", ["./nowhere", "a directory, gguf:PACKAGE"]),
+        ("model.source=./nowhere", "model.source", ["./nowhere", "a directory, a .gguf file, gguf:PACKAGE"]),
         ("model.source=gguf:no-such-package", "model.source", ["no installed package no-such-package", "pip install"]),
         ("data.calibration.source=/no/such.jsonl", "data.calibration.source", ["no file matches", "embedded"]),
         ("data.heldout.source=$NOT_SET/a.txt", "data.heldout.source", ["no file matches", "variable is not set"]),
