@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -185,6 +185,15 @@ class StoredTensors:
             return False
         starts = range(0, a.get_shape()[0], _ROWS)
         return all(torch.equal(a[start : start + _ROWS], b[start : start + _ROWS]) for start in starts)
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Tensors of the state dict with all names each goes by, itself first."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return names
 
 
 def headers(files: Iterable[Path]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
@@ -32,6 +32,10 @@ class Draw:
     """Number of the micro-batch over the whole run and all workers; the step in the counter of the noise."""
     offset: float = 0.0
     """Taken from the logits before they are scaled: where the gate is open with probability ½."""
+
+    def still(self) -> Draw:
+        """Without noise. Where there was some, at τ = 1: M is then the probability that the gate is open."""
+        return replace(self, noise=False, temperature=1.0 if self.noise else self.temperature)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from leap.checkpoint import Checkpoint, CheckpointError, StoredTensors
+from leap.checkpoint import Checkpoint, CheckpointError, StoredTensors, tied_names
 from leap.packed import MaskFile, mask_file_in
 from leap.sparse_format import FORMAT, METHOD, VERSION
 from leap.surgery import prunable_linears, shared_linears
@@ -118,7 +118,7 @@ def write_sparse(
     target.mkdir(parents=True, exist_ok=True)
     writer = _ShardWriter(target)
     with StoredTensors(checkpoint.files, model) as dense:
-        for name, aliases in _groups(model).items():
+        for name, aliases in tied_names(model).items():
             stored = next((alias for alias in aliases if alias in dense), None)
             if stored is None:
                 raise ValueError(
@@ -148,7 +148,7 @@ def write_sparse(
         "format": FORMAT,
         "version": VERSION,
         "packed": dict.fromkeys(sorted(name.removesuffix(".weight") for name in weights), _FIRST),
-        "tied": {alias: name for name, aliases in _groups(model).items() for alias in aliases[1:]},
+        "tied": {alias: name for name, aliases in tied_names(model).items() for alias in aliases[1:]},
         "tensors": {name: asdict(entry) for name, entry in writer.entries.items()},
     }
     # Last, and by renaming: a directory without it is no checkpoint.
@@ -252,16 +252,6 @@ def _name_quantiser(path: Path) -> None:
     config = json.loads(path.read_text())
     config["quantization_config"] = {"quant_method": METHOD, "format": FORMAT, "version": VERSION}
     path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _groups(model: nn.Module) -> dict[str, list[str]]:
-    """Tensors of the state dict with all names each goes by, itself first."""
-    persistent = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    groups: dict[str, list[str]] = {}
-    for name, tensor in persistent.items():
-        groups.setdefault(first.setdefault(id(tensor), name), []).append(name)
-    return groups
 
 
 def _dtype(tensor: Tensor) -> str:

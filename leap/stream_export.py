@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from leap.checkpoint import Checkpoint, StoredTensors, meta_model
+from leap.checkpoint import Checkpoint, StoredTensors, meta_model, tied_names
 from leap.export import Pruned, check_pruned
 from leap.packed import FILE_NAME, save_masks
 from leap.surgery import prunable_linears, shared_linears
@@ -34,7 +34,7 @@ class StreamExport:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> None:
         self._checkpoint, self._dtype, self._shard_bytes = checkpoint, dtype, shard_bytes
         self._model = meta_model(checkpoint.config, checkpoint.source, checkpoint.trust_remote_code)
-        self._names = [names[0] for names in _tied(self._model)]
+        self._names = list(tied_names(self._model))
         self._stored = StoredTensors(checkpoint.files, self._model)
         self.layers: Mapping[str, nn.Linear] = _Layers(prunable_linears(self._model), self._read)
         """The prunable layers by name, in model order; a layer's dense weight is read when the layer is looked up."""
@@ -152,14 +152,6 @@ def stored_zeros(checkpoint: Checkpoint) -> tuple[int, int]:
             weight = stored.get(f"{name}.weight")
             zero, numel = zero + weight.numel() - int(weight.count_nonzero()), numel + weight.numel()
     return zero, numel
-
-
-def _tied(model: PreTrainedModel) -> Iterator[list[str]]:
-    """Names of each tensor of the state dict, the one it is stored under first."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), []).append(name)
-    return iter(names.values())
 
 
 def _bytes(spec: Spec) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from leap.benchmarks.shapes import SHAPES
+from leap.benchmarks.shapes import SHAPES, Shape
 from leap.checkpoint import Checkpoint, meta_model
 from leap.sparse_checkpoint import write_sparse
 from leap.stream_export import StreamExport, stored_zeros
@@ -35,9 +35,9 @@ DTYPE = torch.bfloat16
 PER_FILE = 60
 
 
-def make(shape: str, folder: Path) -> None:
+def make(shape: Shape, folder: Path) -> None:
     """Write a Llama of this shape with normal weights."""
-    config = LlamaConfig(**SHAPES[shape], dtype=DTYPE, architectures=["LlamaForCausalLM"])  # type: ignore[index]
+    config = LlamaConfig(**SHAPES[shape], dtype=DTYPE, architectures=["LlamaForCausalLM"])
     model = meta_model(config, shape)
     specs = {name: (DTYPE, parameter.shape) for name, parameter in model.named_parameters()}
     folder.mkdir(parents=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from leap.gates import Gate
 
 
-class MaskFamily:
+class MaskFamily(ABC):
     """Settings of one family: a frozen dataclass with a field ``kind`` that no other has.
 
     What others need to know of a family, they ask here: nobody compares ``kind``.
@@ -41,14 +42,18 @@ class MaskFamily:
         """What is removed, for the mask file."""
         return "{}:{}".format(*self.pattern) if self.pattern else "unstructured"
 
+    @abstractmethod
     def gate(self) -> Gate:
         """The gate that makes masks by these settings."""
-        raise NotImplementedError
 
     @classmethod
     def published(cls) -> dict[str, Any]:
-        """The fields of :class:`leap.LearnSettings` as the family was published."""
-        raise NotImplementedError
+        """The fields of :class:`leap.LearnSettings` as the family was published.
+
+        Raises:
+            ValueError: it was not.
+        """
+        raise ValueError(f"the family {cls.kind} has no published settings")
 
 
 def check_pattern(pattern: tuple[int, int]) -> None:

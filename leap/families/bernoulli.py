@@ -8,9 +8,7 @@ the logit above the offset of one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
 from leap_kernels.mask_ops import mask_backward, mask_forward
 from torch import Tensor
 
@@ -61,10 +59,3 @@ class BernoulliGate(OneLogitGate):
             out=grad_masked if grad_masked.dtype == shifted.dtype else None,
         )
         return (grad.to(logits[0].dtype),)
-
-    def mean(self, weight: Tensor, logits: Sequence[Tensor], matrix: Matrix, draw: Draw) -> Tensor:
-        """W under σ(κ·P), the probability that M > ½; without noise under M itself, σ(κ·P / τ)."""
-        out = torch.empty_like(weight)
-        still = replace(draw, noise=False, temperature=1.0 if draw.noise else draw.temperature)
-        self.apply(weight, logits, matrix, still, out)
-        return out

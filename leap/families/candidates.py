@@ -113,9 +113,8 @@ class CandidateGate:
 
     def mean(self, weight: Tensor, logits: Sequence[Tensor], matrix: Matrix, draw: Draw) -> Tensor:
         """``weight`` under softmax(κ·p) S, the probability that each weight is kept; without noise, under M itself."""
-        still = Draw(draw.scale, 1.0 if draw.noise else draw.temperature, False, draw.seed, draw.index)
         out = torch.empty_like(weight)
-        self.apply(weight, logits, matrix, still, out)
+        self.apply(weight, logits, matrix, draw.still(), out)
         return out
 
     def norm(self, squares: Tensor, total: float) -> Tensor:  # noqa: ARG002

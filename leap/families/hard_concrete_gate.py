@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from leap_kernels.philox import logistic_noise
@@ -72,13 +71,6 @@ class HardConcreteGate(OneLogitGate):
             slope = (HIGH - LOW) * v * (1 - v) / draw.temperature * ((stretched > 0) & (stretched < 1))
             grad.view(-1)[part] = (of_mask * slope + s2 * opened * (1 - opened)) * draw.scale
         return (grad,)
-
-    def mean(self, weight: Tensor, logits: Sequence[Tensor], matrix: Matrix, draw: Draw) -> Tensor:
-        """``weight`` under the gate without noise at β = 1, the paper's for testing; without noise under M itself."""
-        out = torch.empty_like(weight)
-        still = replace(draw, noise=False, temperature=1.0 if draw.noise else draw.temperature)
-        self.apply(weight, logits, matrix, still, out)
-        return out
 
 
 def _stretch(v: Tensor) -> Tensor:

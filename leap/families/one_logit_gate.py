@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from leap.gates import Draw, Hardener, Layout, Logits, Matrix, PriorMask
 from leap.harden import ranked
 
 
-class OneLogitGate:
+class OneLogitGate(ABC):
     """Of the shape of the weight; a higher logit is kept longer."""
 
     def __init__(self, settings: OneLogit) -> None:
@@ -61,6 +62,16 @@ class OneLogitGate:
         """See :meth:`leap.gates.Gate.draw`."""
         s = self.settings
         return Draw(s.scale.at(progress), s.temperature.at(progress), s.noise, seed, index)
+
+    @abstractmethod
+    def apply(self, weight: Tensor, logits: Sequence[Tensor], matrix: Matrix, draw: Draw, out: Tensor) -> Tensor:
+        """See :meth:`leap.gates.Gate.apply`."""
+
+    def mean(self, weight: Tensor, logits: Sequence[Tensor], matrix: Matrix, draw: Draw) -> Tensor:
+        """W under M without noise: with noise at τ = 1, for LEAP σ(κ·P), the probability that M > ½."""
+        out = torch.empty_like(weight)
+        self.apply(weight, logits, matrix, draw.still(), out)
+        return out
 
     def norm(self, squares: Tensor, total: float) -> Tensor:
         """Σ over layers of ‖M⊙W‖_F relative to ``total``."""
