@@ -44,6 +44,13 @@ def mendable(error: BaseException) -> UserError | None:
     return None
 
 
+def cause_of(error: Any) -> Any:
+    """What a task or the workers of a learning run failed with, out of all that Ray wraps it in."""
+    while inner := _inside(error):
+        error = inner[0]
+    return error
+
+
 def _causes(error: Any) -> Iterator[Any]:
     """An error and all that caused it, from the outside in."""
     seen: set[int] = set()

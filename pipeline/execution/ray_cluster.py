@@ -140,17 +140,7 @@ def result_of(reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         if found := failures.mendable(error):
             raise found from error
-        cause = cause_of(error)
+        cause = failures.cause_of(error)
         if isinstance(cause, ValueError):
             raise UserError(str(cause)) from error
         raise
-
-
-def cause_of(error: Any) -> Any:
-    """What a task or the workers of a learning run failed with, out of all that Ray wraps it in."""
-    while True:
-        failures = getattr(error, "worker_failures", {})
-        inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None), *failures.values()]
-        if not any(inner):
-            return error
-        error = next(filter(None, inner))

@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 
 import pipeline.commands.prune
 from pipeline.errors import DamagedError, UserError
-from pipeline.execution.failures import mendable
-from pipeline.execution.ray_cluster import cause_of
+from pipeline.execution.failures import cause_of, mendable
 from pipeline.run import main
 
 
